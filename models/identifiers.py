@@ -15,6 +15,8 @@ LABEL_HOST = "tyrum.desktop_environment_host_id"
 """Docker label with the host id (protocol section 8.2)."""
 LABEL_GENERATION = "tyrum.desktop_environment_generation"
 """Docker label with the generation (design decision 7)."""
+LABEL_INSTALLATION = "tyrum.desktop_environment_installation"
+"""Docker label with the installation: the id of the Temporal namespace that knows the environment (decision 10)."""
 
 _CONTAINER_PREFIX = "tyrum-desktop-env-"
 _ENVIRONMENT_WORKFLOW_PREFIX = "desktop-environment/"

@@ -49,12 +49,17 @@ class Event(StrEnum):
     """An operation failed, or a running sandbox was lost, and repetition may help."""
     FAILED_LASTING = "failed_lasting"
     """An operation failed in a way repetition cannot mend, or attempts are used up."""
+    FAILED_ON_HOST = "failed_on_host"
+    """An operation failed because the host or its engine did not answer: tried again, and nothing is cleaned up, since
+    a container there may be well."""
     STOPPED = "stopped"
     """The container is gone because it was asked to go."""
     WIPED = "wiped"
     """The container and the runtime home are gone."""
     SPEC_CHANGED = "spec_changed"
     """The operator changed what a container is made from, such as the image: a running desktop is made anew."""
+    CLEANED = "cleaned"
+    """What a failed start or a lost sandbox left behind is gone, or is left to the next operation."""
     RETRY_DUE = "retry_due"
     """The back-off has passed."""
     HOST_LOST = "host_lost"
@@ -81,6 +86,7 @@ class Operation(StrEnum):
     START = "start"
     STOP = "stop"
     WIPE = "wipe"
+    CLEAN = "clean"
     DELETE = "delete"
 
 
@@ -102,6 +108,7 @@ class Situation:
         wipe: a reset was accepted and its wipe is not done.
         recovery: how the error ends; `Recovery.NONE` unless `status` is `error`.
         host_available: the host and its Docker engine are reachable, as far as is known.
+        debris: a failure may have left a container or live credentials behind.
     """
 
     status: Status = Status.PENDING
@@ -109,6 +116,7 @@ class Situation:
     wipe: bool = False
     recovery: Recovery = Recovery.NONE
     host_available: bool = True
+    debris: bool = False
 
 
 @dataclass(frozen=True)
@@ -142,7 +150,7 @@ def apply_command(situation: Situation, command: Command) -> Step:
             return _reset(situation)
         case Command.DELETE:
             deleting = replace(
-                situation, status=Status.DELETING, desired_running=False, wipe=False, recovery=Recovery.NONE
+                _with(situation, Status.DELETING), desired_running=False, wipe=False
             )
             return Step(deleting, Reaction.ACCEPTED, interrupts=True, clears_error=True)
 
@@ -164,9 +172,11 @@ def apply_event(situation: Situation, event: Event) -> Step:
         return _clearing_error(_accept(situation, Status.RUNNING))
     if status is Status.STOPPING and event is Event.STOPPED:
         return _accept(situation, Status.STARTING if situation.desired_running else Status.STOPPED)
+    if event is Event.CLEANED:
+        return Step(replace(situation, debris=False), Reaction.ACCEPTED if situation.debris else Reaction.NO_OP)
     if event is Event.SPEC_CHANGED:
         return _spec_changed(situation)
-    if event in (Event.FAILED_RETRYABLE, Event.FAILED_LASTING):
+    if event in (Event.FAILED_RETRYABLE, Event.FAILED_LASTING, Event.FAILED_ON_HOST):
         return _failed(situation, event)
     if status is Status.ERROR and event is Event.RETRY_DUE and situation.recovery is Recovery.SCHEDULED:
         return _accept(situation, _toward_desired(situation))
@@ -179,9 +189,11 @@ def next_operation(situation: Situation) -> Operation | None:
         return Operation.DELETE
     if not situation.host_available:
         return None
+    if situation.status is Status.ERROR:
+        return Operation.CLEAN if situation.debris else None
     if situation.status is Status.STOPPING:
         return Operation.STOP
-    if situation.wipe and situation.status is not Status.ERROR:
+    if situation.wipe:
         return Operation.WIPE
     if situation.status is Status.STARTING:
         return Operation.START
@@ -191,7 +203,7 @@ def next_operation(situation: Situation) -> Operation | None:
 def is_settled(situation: Situation) -> bool:
     """Whether the last command's outcome is known: nothing under way and no retry scheduled."""
     if situation.status is Status.ERROR:
-        return situation.recovery in (Recovery.OPERATOR, Recovery.HOST)
+        return situation.recovery in (Recovery.OPERATOR, Recovery.HOST) and not situation.debris
     return situation.status in SETTLED and not situation.wipe
 
 
@@ -246,8 +258,10 @@ def _failed(situation: Situation, event: Event) -> Step:
     idle = situation.status in (Status.PENDING, Status.STOPPED) and not situation.wipe
     if idle or situation.status in (Status.DELETING, Status.ERROR):
         return Step(situation, Reaction.NO_OP)
-    recovery = Recovery.SCHEDULED if event is Event.FAILED_RETRYABLE else Recovery.OPERATOR
-    return Step(replace(situation, status=Status.ERROR, recovery=recovery), Reaction.ACCEPTED)
+    recovery = Recovery.OPERATOR if event is Event.FAILED_LASTING else Recovery.SCHEDULED
+    debris = event is not Event.FAILED_ON_HOST
+    failed = replace(situation, status=Status.ERROR, recovery=recovery, debris=debris)
+    return Step(failed, Reaction.ACCEPTED, interrupts=True)
 
 
 def _host_lost(situation: Situation) -> Step:
@@ -276,7 +290,7 @@ def _toward_desired(situation: Situation) -> Status:
 
 
 def _with(situation: Situation, status: Status) -> Situation:
-    return replace(situation, status=status, recovery=Recovery.NONE)
+    return replace(situation, status=status, recovery=Recovery.NONE, debris=False)
 
 
 def _accept(situation: Situation, status: Status) -> Step:

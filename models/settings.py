@@ -124,6 +124,16 @@ class HostSettings(Settings):
         return value
 
 
+class MigrateSettings(Settings):
+    """What `python -m inventory.migrate` reads.
+
+    Attributes:
+        migrate_wait: how long to wait for the database to answer, seconds.
+    """
+
+    migrate_wait: int = Field(default=30, ge=0, le=3600)
+
+
 class ControlSettings(Settings):
     """What the control worker reads.
 

@@ -7,7 +7,7 @@ sessions and admin tokens are the gateway's own.
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import JSON, DateTime, Dialect, Index, TypeDecorator, UniqueConstraint
+from sqlalchemy import JSON, BigInteger, DateTime, Dialect, Index, TypeDecorator, UniqueConstraint
 from sqlmodel import Field, SQLModel
 
 
@@ -49,13 +49,16 @@ class HostRow(SQLModel, table=True):
     takeover_origin: str = "http://127.0.0.1"
     last_error: str | None = None
     last_seen_at: datetime | None = Field(default=None, sa_type=UTCDateTime)
-    revision: int = 0
+    revision: int = Field(default=0, sa_type=BigInteger)
     created_at: datetime = Field(sa_type=UTCDateTime)
     updated_at: datetime = Field(sa_type=UTCDateTime)
 
 
 class EnvironmentRow(SQLModel, table=True):
-    """An environment; `revision` is the workflow's, and an older one never overwrites a newer."""
+    """An environment; `revision` is the workflow's, and an older one never overwrites a newer.
+
+    `error_logs` is the log tail of `last_error`, kept apart so that a list needs not read it.
+    """
 
     __tablename__ = "desktop_environments"
 
@@ -67,13 +70,14 @@ class EnvironmentRow(SQLModel, table=True):
     status: str = Field(index=True)
     desired_running: bool = False
     generation: int = 0
-    revision: int = 0
+    revision: int = Field(default=0, sa_type=BigInteger)
     node_id: str | None = Field(default=None, index=True)
     rfb_port: int | None = None
     novnc_port: int | None = None
     security_profile: str = "hardened"
     limits: dict[str, Any] = Field(default_factory=dict, sa_type=JSON)
     last_error: dict[str, Any] | None = Field(default=None, sa_type=JSON)
+    error_logs: list[str] = Field(default_factory=list, sa_type=JSON)
     recovery: str = "none"
     restarts: int = 0
     next_retry_at: datetime | None = Field(default=None, sa_type=UTCDateTime)

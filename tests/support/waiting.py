@@ -1,0 +1,26 @@
+"""Waiting for something to become true, with a deadline and a message."""
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+async def eventually(probe: Callable[[], T | Awaitable[T]], what: str, seconds: float = 30) -> T:
+    """The first truthy answer of `probe`.
+
+    Raises:
+        AssertionError: none came within `seconds`; names `what` and the last answer.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + seconds
+    answer: T | None = None
+    while loop.time() < deadline:
+        result = probe()
+        answer = await result if inspect.isawaitable(result) else result
+        if answer:
+            return answer
+        await asyncio.sleep(0.02)
+    raise AssertionError(f"{what}: not within {seconds:g} s; last answer {answer!r}")

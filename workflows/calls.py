@@ -1,0 +1,52 @@
+"""How workflows call activities: typed, on the right queue, with a summary the Web UI shows."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from temporalio import workflow
+from temporalio.workflow import ActivityConfig, LocalActivityConfig
+
+with workflow.unsafe.imports_passed_through():
+    from activities.interface import ControlActivities, HostActivities
+    from models.identifiers import host_task_queue
+
+Request = TypeVar("Request")
+Result = TypeVar("Result")
+
+SUMMARY_LIMIT = 180
+"""Bytes the server takes for a summary are 200."""
+
+
+async def on_host(
+    method: Callable[[HostActivities, Request], Result],
+    request: Request,
+    *,
+    host_id: str,
+    policy: ActivityConfig,
+    summary: str,
+) -> Result:
+    """Run a host activity on its host's task queue (design section 2).
+
+    Raises:
+        temporalio.exceptions.ActivityError: it failed, timed out or was cancelled.
+    """
+    config: ActivityConfig = {
+        **policy,
+        "task_queue": host_task_queue(host_id),
+        "summary": summary[:SUMMARY_LIMIT],
+    }
+    result: Result = await workflow.execute_activity_method(method, args=[request], **config)
+    return result
+
+
+async def in_inventory(
+    method: Callable[[ControlActivities, Request], Result],
+    request: Request,
+    *,
+    policy: LocalActivityConfig,
+    summary: str,
+) -> Result:
+    """Run a control activity as a local activity: a short SQL write inside the workflow task (design section 3)."""
+    config: LocalActivityConfig = {**policy, "summary": summary[:SUMMARY_LIMIT]}
+    result: Result = await workflow.execute_local_activity_method(method, args=[request], **config)
+    return result

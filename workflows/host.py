@@ -1,0 +1,162 @@
+"""The workflow of one runtime host (design decision 5).
+
+It keeps one long activity, `monitor_host`, alive on the host. That activity's Temporal heartbeat is the host's heartbeat;
+its end without a prompt new beginning is the host's loss, and its new beginning is the host's return.
+"""
+
+import asyncio
+from collections.abc import Sequence
+
+from temporalio import workflow
+from temporalio.common import RawValue
+from temporalio.exceptions import ActivityError, is_cancelled_exception
+from temporalio.workflow import ActivityConfig, LocalActivityConfig
+
+with workflow.unsafe.imports_passed_through():
+    from activities.interface import ControlActivities, HostActivities
+    from models import messages as m
+    from models.errors import ErrorCode
+    from models.identifiers import host_task_queue
+    from workflows import policies
+    from workflows.calls import in_inventory
+
+
+@workflow.defn(name="DesktopHost")
+class DesktopHost:
+    """One runtime host, recorded and watched for as long as it exists."""
+
+    @workflow.init
+    def __init__(self, start: m.HostInput) -> None:
+        self._record = start.record
+        self._reports: list[m.HostRecord] = []
+
+    @workflow.run
+    async def run(self, start: m.HostInput) -> None:
+        """Live until cancelled by hand."""
+        await self._write()
+        monitor: asyncio.Task[None] | None = None
+        try:
+            while True:
+                monitor = asyncio.create_task(self._monitor())
+                while not monitor.done():
+                    self._show()
+                    await workflow.wait_condition(lambda task=monitor: task.done() or bool(self._reports))
+                    await self._take_in()
+                monitor.result()
+                if workflow.info().is_continue_as_new_suggested():
+                    workflow.continue_as_new(m.HostInput(record=self._record))
+        except asyncio.CancelledError:
+            if workflow.cancellation_reason() is None:
+                # Not a request but the worker dropping this instance from its cache.
+                raise
+            if monitor is not None:
+                monitor.cancel()
+            await self._lost("the host's workflow was cancelled")
+
+    async def _monitor(self) -> None:
+        """Run the monitor on the host until it ends, and declare the host lost if it does not begin again in time."""
+        watchdog = asyncio.create_task(self._watch_for_return())
+        try:
+            await workflow.execute_activity_method(
+                HostActivities.monitor_host,
+                m.MonitorHost(host_id=self._record.host_id),
+                **_monitor_config(self._record.host_id),
+            )
+        except ActivityError as error:
+            if is_cancelled_exception(error):
+                raise asyncio.CancelledError from error
+        finally:
+            watchdog.cancel()
+
+    async def _watch_for_return(self) -> None:
+        seen = self._record.last_seen_at
+        try:
+            await workflow.wait_condition(
+                lambda: self._record.last_seen_at != seen,
+                timeout=policies.HOST_RETURN_GRACE,
+                timeout_summary="the host's time to return",
+            )
+        except TimeoutError:
+            await self._lost("the host's worker does not answer")
+
+    async def _lost(self, reason: str) -> None:
+        if not self._record.healthy:
+            return
+        self._record = self._record.model_copy(
+            update={"healthy": False, "docker_available": False, "last_error": reason}
+        )
+        await self._write()
+        await self._notify("lost", ErrorCode.HOST_UNREACHABLE, reason)
+
+    async def _take_in(self) -> None:
+        while self._reports:
+            report = self._reports.pop(0)
+            before, self._record = (
+                self._record,
+                report.model_copy(
+                    update={
+                        "host_id": self._record.host_id,
+                        "healthy": True,
+                        "revision": self._record.revision,
+                        "last_seen_at": workflow.now(),
+                    }
+                ),
+            )
+            await self._write()
+            if report.docker_available and not (before.healthy and before.docker_available):
+                await self._notify("restored", ErrorCode.HOST_UNREACHABLE, "")
+            elif not report.docker_available and before.docker_available:
+                await self._notify(
+                    "lost",
+                    ErrorCode.DOCKER_UNAVAILABLE,
+                    report.last_error or "the Docker engine does not answer",
+                )
+
+    async def _write(self) -> None:
+        self._record = self._record.model_copy(update={"revision": self._record.revision + 1})
+        health = "healthy" if self._record.healthy else "unhealthy"
+        await in_inventory(
+            ControlActivities.record_host,
+            self._record,
+            policy=policies.INVENTORY,
+            summary=f"record the host {health}",
+        )
+
+    async def _notify(self, event: str, code: ErrorCode, message: str) -> None:
+        request = m.NotifyEnvironments(
+            host_id=self._record.host_id,
+            event=m.HostEvent(
+                event="lost" if event == "lost" else "restored", code=code, message=message, at=workflow.now()
+            ),
+        )
+        config: LocalActivityConfig = {**policies.NOTIFY, "summary": f"tell the environments: host {event}"}
+        await workflow.execute_local_activity_method(ControlActivities.notify_environments, request, **config)
+
+    def _show(self) -> None:
+        record = self._record
+        health = "healthy" if record.healthy else "unhealthy"
+        docker = f"Docker {record.version}" if record.docker_available else "Docker does not answer"
+        trouble = f"\n\nlast error: {record.last_error}" if record.last_error else ""
+        workflow.set_current_details(f"**{health}**, {docker}{trouble}")
+
+    @workflow.signal(description="From the host: its own report, at each beginning and on each change")
+    def docker_health(self, report: m.HostRecord) -> None:
+        """`models.messages.HostRecord`."""
+        self._reports.append(report)
+
+    @workflow.signal(dynamic=True, description="Any other name is ignored")
+    def unknown(self, name: str, payloads: Sequence[RawValue]) -> None:
+        """A signal nobody knows, typed by hand: survived."""
+
+    @workflow.query(description="The host as recorded")
+    def status(self) -> m.HostRecord:
+        """`models.messages.HostRecord`."""
+        return self._record
+
+
+def _monitor_config(host_id: str) -> ActivityConfig:
+    return {
+        **policies.MONITOR,
+        "task_queue": host_task_queue(host_id),
+        "summary": "watch the Docker engine; its heartbeat is the host's",
+    }

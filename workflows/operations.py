@@ -1,0 +1,370 @@
+"""Start, stop, wipe, clean and delete as small coroutines. Each can be cancelled at any await: whatever it left is found
+by name and generation by the operation that follows (design decision 9)."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from datetime import datetime, timedelta
+from typing import Any, Protocol, TypeVar, cast
+
+from temporalio import workflow
+from temporalio.exceptions import ActivityError, is_cancelled_exception
+from temporalio.workflow import ActivityConfig
+
+with workflow.unsafe.imports_passed_through():
+    from activities.interface import ControlActivities, HostActivities
+    from models import messages as m
+    from models.errors import HOST_CODES
+    from models.identifiers import host_task_queue
+    from models.lifecycle import Event, Operation
+    from workflows import policies
+    from workflows.calls import Request, Result, in_inventory, on_host
+    from workflows.failures import classify
+    from workflows.state import EnvironmentState
+
+
+A = TypeVar("A")
+B = TypeVar("B")
+C = TypeVar("C")
+
+
+class Failure(Exception):
+    """An operation did not reach its end; carries the error to record."""
+
+    def __init__(self, error: m.LastError) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+
+class Note(Protocol):
+    """Adds one entry to the timeline."""
+
+    def __call__(self, kind: str, name: str, *, message: str | None = None, **detail: Any) -> None: ...
+
+
+class Operations:
+    """The operations on one environment.
+
+    Args:
+        state: read and changed in place. note: writes the timeline. record: projects the state into the inventory.
+        entered: called with the name of each phase as it begins.
+    """
+
+    def __init__(
+        self,
+        state: EnvironmentState,
+        note: Note,
+        record: Callable[[], Awaitable[None]],
+        entered: Callable[[str], None],
+    ) -> None:
+        self._state = state
+        self._note = note
+        self._record = record
+        self._entered = entered
+
+    def begin(self, operation: Operation) -> Coroutine[Any, Any, Event]:
+        """The coroutine of an operation. It returns the event of its success and raises `Failure` otherwise."""
+        coroutines: dict[Operation, Callable[[], Coroutine[Any, Any, Event]]] = {
+            Operation.START: self._start,
+            Operation.STOP: self._stop,
+            Operation.WIPE: self._wipe,
+            Operation.CLEAN: self._clean,
+            Operation.DELETE: self._delete,
+        }
+        return coroutines[operation]()
+
+    async def _start(self) -> Event:
+        state = self._state
+        began = workflow.now()
+        started = await self._adopt() if state.container else None
+        if started is None:
+            started = await self._new_generation()
+        state.container = started
+        awaited = workflow.now()
+        paired = await self._on_host(
+            HostActivities.await_node_pairing,
+            m.AwaitNodePairing(
+                environment_id=state.spec.environment_id,
+                generation=state.generation,
+                container_id=started.container_id,
+                rfb_port=started.rfb_port,
+                novnc_port=started.novnc_port,
+            ),
+            policies.PAIRING,
+            "wait for RFB, noVNC and the node's pairing",
+        )
+        state.device_id = paired.node_id
+        self._timed("await_node_pairing", awaited)
+        self._timed("total", began)
+        state.phases |= {f"container_to_{name}": ms for name, ms in paired.phases.items()}
+        self._note(
+            "phase",
+            "node_paired",
+            node_id=paired.node_id,
+            pairing_id=paired.pairing_id,
+            ms=dict(paired.phases),
+        )
+        return Event.STARTED
+
+    async def _adopt(self) -> m.ContainerStarted | None:
+        """The container of the present generation, when it survived an outage of its host."""
+        state = self._state
+        try:
+            adopted = await self._on_host(
+                HostActivities.start_container,
+                m.StartContainer(spec=state.spec, generation=state.generation, adopt_only=True),
+                policies.CONTAINER,
+                f"look for the running container of generation {state.generation}",
+            )
+        except Failure as failure:
+            if failure.error.code in HOST_CODES:
+                raise
+            self._note("event", "container_absent", message=failure.error.message)
+            state.container = None
+            return None
+        self._note("phase", "container_adopted", container_id=adopted.container_id[:12])
+        return adopted
+
+    async def _new_generation(self) -> m.ContainerStarted:
+        state = self._state
+        environment_id = state.spec.environment_id
+        state.generation += 1
+        state.phases = {}
+        generation = state.generation
+        began = workflow.now()
+        image, identity, token = await _all(
+            self._on_host(
+                HostActivities.ensure_image,
+                m.EnsureImage(
+                    environment_id=environment_id, generation=generation, image_ref=state.spec.image_ref
+                ),
+                policies.IMAGE,
+                f"have image {state.spec.image_ref}",
+            ),
+            self._on_host(
+                HostActivities.prepare_identity,
+                m.PrepareIdentity(
+                    environment_id=environment_id, generation=generation, rotate=state.rotate_identity
+                ),
+                policies.FILES,
+                "make or read the device identity",
+            ),
+            self._on_host(
+                HostActivities.mint_node_token,
+                m.MintNodeToken(
+                    environment_id=environment_id,
+                    generation=generation,
+                    ttl_seconds=int(policies.NODE_TOKEN_TTL.total_seconds()),
+                ),
+                policies.FILES,
+                f"mint the node token of generation {generation}",
+            ),
+        )
+        self._timed("prepare", began)
+        if image.pulled:
+            state.phases["pull"] = image.pull_ms
+            self._note("phase", "image_pulled", image_ref=state.spec.image_ref, ms=round(image.pull_ms))
+        if state.device_id not in (None, identity.device_id):
+            self._note("credential", "identity_replaced", node_id=identity.device_id)
+        state.rotate_identity = False
+        state.device_id = identity.device_id
+        state.token = token
+        await in_inventory(
+            ControlActivities.register_node_token,
+            m.RegisterNodeToken(
+                environment_id=environment_id,
+                generation=generation,
+                device_id=identity.device_id,
+                public_key=identity.public_key,
+                token=token,
+            ),
+            policy=policies.INVENTORY,
+            summary=f"register the node token of generation {generation}",
+        )
+        began = workflow.now()
+        started = await self._on_host(
+            HostActivities.start_container,
+            m.StartContainer(spec=state.spec, generation=generation),
+            policies.CONTAINER,
+            f"start the container of generation {generation}",
+        )
+        self._timed("start_container", began)
+        self._note(
+            "phase",
+            "container_started",
+            message="; ".join(started.notes) or None,
+            container_id=started.container_id[:12],
+            rfb_port=started.rfb_port,
+            novnc_port=started.novnc_port,
+        )
+        return started
+
+    async def _stop(self) -> Event:
+        await self._revoke("stopped")
+        await self._remove(policies.CLEAN_UP, "stop and remove the container")
+        return Event.STOPPED
+
+    async def _wipe(self) -> Event:
+        await self._revoke("reset")
+        await self._remove(policies.CLEAN_UP, "remove the container for the reset")
+        await self._on_host(
+            HostActivities.wipe_runtime,
+            m.WipeRuntime(environment_id=self._state.spec.environment_id, generation=self._state.generation),
+            policies.CLEAN_UP,
+            "empty the runtime home",
+        )
+        self._note("phase", "wiped")
+        return Event.WIPED
+
+    async def _clean(self) -> Event:
+        """Undo what a failed start or a lost sandbox left; the next operation would, but an error may last."""
+        await self._revoke("failed")
+        self._state.container = None
+        try:
+            removed = await self._remove(policies.CLEAN_UP, "remove what the failure left")
+        except Failure as failure:
+            self._note("note", "clean_up_postponed", message=failure.error.message)
+            return Event.CLEANED
+        error = self._state.last_error
+        if error and removed.lines and not error.log_tail:
+            self._state.last_error = error.model_copy(update={"log_tail": removed.lines})
+        return Event.CLEANED
+
+    async def _delete(self) -> Event:
+        """Ends whatever the host does (design decision 11)."""
+        state = self._state
+        await self._revoke("deleted", pairing=True)
+        try:
+            if state.situation.host_available:
+                await self._remove(policies.CLEAN_UP, "remove the container")
+                await self._wipe_everything(policies.CLEAN_UP)
+                return self._gone()
+        except Failure as failure:
+            self._note("note", "clean_up_postponed", message=failure.error.message)
+        self._gone()
+        await self._record()
+        while True:
+            try:
+                await self._remove(policies.CLEAN_UP_AT_LAST, "remove the container when the host is back")
+                await self._wipe_everything(policies.CLEAN_UP_AT_LAST)
+                break
+            except Failure as failure:
+                self._note("note", "clean_up_postponed", message=failure.error.message)
+                await workflow.sleep(
+                    policies.HOST_RETRY_BACKOFF, summary="before the clean-up is tried again"
+                )
+        return Event.CLEANED
+
+    def _gone(self) -> Event:
+        self._state.deleted = True
+        self._note("status", "deleted")
+        return Event.CLEANED
+
+    async def _wipe_everything(self, policy: ActivityConfig) -> None:
+        await self._on_host(
+            HostActivities.wipe_runtime,
+            m.WipeRuntime(
+                environment_id=self._state.spec.environment_id,
+                generation=self._state.generation,
+                everything=True,
+            ),
+            policy,
+            "remove the host directory",
+        )
+
+    async def _remove(self, policy: ActivityConfig, summary: str) -> m.ContainerRemoved:
+        state = self._state
+        removed = await self._on_host(
+            HostActivities.remove_container,
+            m.RemoveContainer(environment_id=state.spec.environment_id, generation=state.generation),
+            policy,
+            summary,
+        )
+        state.container = None
+        if removed.removed:
+            state.logs = removed.lines
+            self._note("phase", "container_removed", exit_code=removed.exit_code)
+        return removed
+
+    async def _revoke(self, reason: str, *, pairing: bool = False) -> None:
+        state = self._state
+        if state.token is None and not pairing:
+            return
+        await in_inventory(
+            ControlActivities.revoke_credentials,
+            m.RevokeCredentials(
+                environment_id=state.spec.environment_id,
+                generation=state.generation,
+                reason=reason,
+                pairing=pairing,
+            ),
+            policy=policies.INVENTORY,
+            summary=f"revoke credentials up to generation {state.generation}",
+        )
+        if state.token is not None:
+            self._note("credential", "credentials_revoked", message=reason)
+        state.token = None
+        state.node_lost_at = None
+
+    async def extend_token(self) -> None:
+        """Move the expiry of the live token; the node keeps the token it has read."""
+        state = self._state
+        if state.token is None:
+            return
+        expires_at = workflow.now() + policies.NODE_TOKEN_TTL
+        await in_inventory(
+            ControlActivities.extend_node_token,
+            m.ExtendNodeToken(
+                environment_id=state.spec.environment_id, generation=state.generation, expires_at=expires_at
+            ),
+            policy=policies.INVENTORY,
+            summary="extend the node token",
+        )
+        state.token = state.token.model_copy(update={"expires_at": expires_at})
+
+    async def capture_logs(self) -> m.CapturedLogs:
+        """The container's log tail now. Raises: Failure."""
+        state = self._state
+        return await self._on_host(
+            HostActivities.capture_logs,
+            m.CaptureLogs(environment_id=state.spec.environment_id, generation=state.generation),
+            policies.LOGS,
+            "read the container's log",
+            phase=False,
+        )
+
+    async def _on_host(
+        self,
+        method: Callable[[HostActivities, Request], Result],
+        request: Request,
+        policy: ActivityConfig,
+        summary: str,
+        *,
+        phase: bool = True,
+    ) -> Result:
+        name = method.__name__
+        if phase:
+            self._entered(name)
+        try:
+            return await on_host(
+                method, request, host_id=self._state.spec.host_id, policy=policy, summary=summary
+            )
+        except ActivityError as error:
+            if is_cancelled_exception(error):
+                raise asyncio.CancelledError from error
+            raise Failure(
+                classify(error, phase=name, generation=self._state.generation, at=workflow.now())
+            ) from error
+
+    def _timed(self, phase: str, began: datetime) -> None:
+        self._state.phases[phase] = round((workflow.now() - began) / timedelta(milliseconds=1), 1)
+
+
+async def _all(
+    first: Coroutine[Any, Any, A], second: Coroutine[Any, Any, B], third: Coroutine[Any, Any, C]
+) -> tuple[A, B, C]:
+    """All results, once all have ended; the first failure otherwise. Nothing is left running behind a failure."""
+    a, b, c = await asyncio.gather(first, second, third, return_exceptions=True)
+    for result in (a, b, c):
+        if isinstance(result, BaseException):
+            raise result
+    return cast("tuple[A, B, C]", (a, b, c))
