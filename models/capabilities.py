@@ -31,7 +31,8 @@ class Descriptor(BaseModel):
 
 
 DESKTOP: Final = tuple(
-    f"tyrum.desktop.{name}" for name in ("screenshot", "snapshot", "query", "act", "mouse", "keyboard", "wait-for")
+    f"tyrum.desktop.{name}"
+    for name in ("screenshot", "snapshot", "query", "act", "mouse", "keyboard", "wait-for")
 )
 FILESYSTEM: Final = tuple(
     f"tyrum.fs.{name}" for name in ("read", "write", "edit", "apply-patch", "bash", "glob", "grep")

@@ -149,9 +149,7 @@ def apply_command(situation: Situation, command: Command) -> Step:
         case Command.RESET:
             return _reset(situation)
         case Command.DELETE:
-            deleting = replace(
-                _with(situation, Status.DELETING), desired_running=False, wipe=False
-            )
+            deleting = replace(_with(situation, Status.DELETING), desired_running=False, wipe=False)
             return Step(deleting, Reaction.ACCEPTED, interrupts=True, clears_error=True)
 
 
@@ -173,7 +171,9 @@ def apply_event(situation: Situation, event: Event) -> Step:
     if status is Status.STOPPING and event is Event.STOPPED:
         return _accept(situation, Status.STARTING if situation.desired_running else Status.STOPPED)
     if event is Event.CLEANED:
-        return Step(replace(situation, debris=False), Reaction.ACCEPTED if situation.debris else Reaction.NO_OP)
+        return Step(
+            replace(situation, debris=False), Reaction.ACCEPTED if situation.debris else Reaction.NO_OP
+        )
     if event is Event.SPEC_CHANGED:
         return _spec_changed(situation)
     if event in (Event.FAILED_RETRYABLE, Event.FAILED_LASTING, Event.FAILED_ON_HOST):
@@ -224,7 +224,9 @@ def _stop(situation: Situation) -> Step:
     unwanted = replace(situation, desired_running=False)
     match situation.status:
         case Status.STARTING | Status.RUNNING | Status.ERROR:
-            step = Step(_with(unwanted, Status.STOPPING), Reaction.ACCEPTED, interrupts=True, clears_error=True)
+            step = Step(
+                _with(unwanted, Status.STOPPING), Reaction.ACCEPTED, interrupts=True, clears_error=True
+            )
             return _held_by_host(step)
         case Status.STOPPING if situation.desired_running:
             return Step(unwanted, Reaction.ACCEPTED)

@@ -13,7 +13,6 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from models.identifiers import is_host_id
 
-
 S = TypeVar("S", bound="Settings")
 
 

@@ -77,16 +77,17 @@ class EnvironmentRow(SQLModel, table=True):
     security_profile: str = "hardened"
     limits: dict[str, Any] = Field(default_factory=dict, sa_type=JSON)
     last_error: dict[str, Any] | None = Field(default=None, sa_type=JSON)
-    error_logs: list[str] = Field(default_factory=list, sa_type=JSON)
     recovery: str = "none"
     restarts: int = 0
     next_retry_at: datetime | None = Field(default=None, sa_type=UTCDateTime)
     phases: dict[str, float] = Field(default_factory=dict, sa_type=JSON)
-    logs: list[str] = Field(default_factory=list, sa_type=JSON)
     created_at: datetime = Field(sa_type=UTCDateTime)
     updated_at: datetime = Field(index=True, sa_type=UTCDateTime)
     last_seen_at: datetime | None = Field(default=None, sa_type=UTCDateTime)
     deleted_at: datetime | None = Field(default=None, index=True, sa_type=UTCDateTime)
+    # Last, because SQLite reads through a long column to reach those behind it.
+    logs: list[str] = Field(default_factory=list, sa_type=JSON)
+    error_logs: list[str] = Field(default_factory=list, sa_type=JSON)
 
 
 class NodeTokenRow(SQLModel, table=True):

@@ -33,8 +33,8 @@ def entry_url(public_url: str, token: str) -> str:
 def trusted_origin(advertised: str) -> str:
     """The origin, without a port, that published ports are reached under.
 
-    `advertised` when it is a bare http(s) origin without port, path, query, fragment or credentials; otherwise the
-    loopback origin (protocol section 9.1).
+    `advertised` when it is a bare http(s) origin without port, path, query, fragment or credentials; or else
+    the loopback origin (protocol section 9.1).
     """
     try:
         parts = urlsplit(advertised)
@@ -46,7 +46,7 @@ def trusted_origin(advertised: str) -> str:
     bare = parts.scheme in ("http", "https") and parts.path in ("", "/") and port is None
     if not bare or not _is_host(host) or parts.netloc.lower() != shown or parts.query or parts.fragment:
         return LOOPBACK_ORIGIN
-    if "?" in advertised or "#" in advertised:
+    if not advertised.isprintable() or "?" in advertised or "#" in advertised:
         return LOOPBACK_ORIGIN
     return f"{parts.scheme}://{shown}"
 

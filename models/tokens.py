@@ -1,4 +1,4 @@
-"""Bearer tokens: their form, their hashes, and how one travels in a WebSocket subprotocol (protocol sections 1.1, 7)."""
+"""Bearer tokens: their form, their hashes, and how one travels in a subprotocol (protocol sections 1.1 and 7)."""
 
 import base64
 import binascii

@@ -7,7 +7,15 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, ClassVar, Literal
 
 import pydantic_core
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 
 from models.capabilities import Descriptor
 
@@ -128,15 +136,16 @@ def parse_envelope(frame: str) -> Envelope:
         raise InvalidJson from None
     if not isinstance(data, dict):
         raise InvalidMessage
-    kind: type[Envelope]
-    if "ok" in data:
-        kind = Success if data["ok"] is True else Failure
-    else:
-        kind = Event if "event_id" in data else Request
     try:
-        return kind.model_validate(data)
+        return _kind(data).model_validate(data)
     except ValidationError:
         raise InvalidMessage from None
+
+
+def _kind(data: dict[str, Any]) -> type[Envelope]:
+    if "ok" in data:
+        return Success if data["ok"] is True else Failure
+    return Event if "event_id" in data else Request
 
 
 # --- handshake ---
@@ -218,7 +227,9 @@ class PresenceBeacon(WireModel):
     host: Trimmed | None = None
     ip: Trimmed | None = None
     version: Trimmed | None = None
-    mode: Literal["ui", "web", "cli", "node", "backend", "probe", "test", "desktop", "browser-node"] | None = None
+    mode: (
+        Literal["ui", "web", "cli", "node", "backend", "probe", "test", "desktop", "browser-node"] | None
+    ) = None
     last_input_seconds: Annotated[int, Field(ge=0)] | None = None
     reason: Literal["self", "connect", "periodic", "node-connected", "prune"] | None = None
     metadata: dict[str, Any] | None = None

@@ -18,7 +18,8 @@ LOCAL_ACTIVITIES = 32
 """Short SQL writes at once; PostgreSQL's default of 100 connections is shared with the api."""
 
 WORKFLOW_TASKS = 16
-"""Four a core on a small machine: mass replay after a restart must not trip the deadlock detector."""
+"""Four a core on a small machine: mass replay after a restart must not trip the deadlock detector. Without a cache only
+one: the SDK evicts a run to make room for another task and drops the local activities it has in flight."""
 
 DRAIN = timedelta(seconds=10)
 """A SQL write in flight is given this long at shutdown."""
@@ -41,7 +42,7 @@ def build(client: Client, settings: ControlSettings) -> Worker:
         ],
         activity_executor=ThreadPoolExecutor(LOCAL_ACTIVITIES, thread_name_prefix="inventory"),
         max_cached_workflows=settings.max_cached_workflows,
-        max_concurrent_workflow_tasks=WORKFLOW_TASKS,
+        max_concurrent_workflow_tasks=WORKFLOW_TASKS if settings.max_cached_workflows else 1,
         max_concurrent_local_activities=LOCAL_ACTIVITIES,
         max_concurrent_activities=LOCAL_ACTIVITIES,
         graceful_shutdown_timeout=DRAIN,

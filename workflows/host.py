@@ -1,11 +1,12 @@
 """The workflow of one runtime host (design decision 5).
 
-It keeps one long activity, `monitor_host`, alive on the host. That activity's Temporal heartbeat is the host's heartbeat;
-its end without a prompt new beginning is the host's loss, and its new beginning is the host's return.
+It keeps one long activity, `monitor_host`, alive on the host. That activity's Temporal heartbeat is the host's
+heartbeat; its end without a prompt new beginning is the host's loss, and its new beginning is the host's return.
 """
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 
 from temporalio import workflow
 from temporalio.common import RawValue
@@ -40,7 +41,7 @@ class DesktopHost:
                 monitor = asyncio.create_task(self._monitor())
                 while not monitor.done():
                     self._show()
-                    await workflow.wait_condition(lambda task=monitor: task.done() or bool(self._reports))
+                    await workflow.wait_condition(partial(self._stirred, monitor))
                     await self._take_in()
                 monitor.result()
                 if workflow.info().is_continue_as_new_suggested():
@@ -52,6 +53,9 @@ class DesktopHost:
             if monitor is not None:
                 monitor.cancel()
             await self._lost("the host's workflow was cancelled")
+
+    def _stirred(self, monitor: "asyncio.Task[None]") -> bool:
+        return monitor.done() or bool(self._reports)
 
     async def _monitor(self) -> None:
         """Run the monitor on the host until it ends, and declare the host lost if it does not begin again in time."""
@@ -113,7 +117,7 @@ class DesktopHost:
                 )
 
     async def _write(self) -> None:
-        self._record = self._record.model_copy(update={"revision": self._record.revision + 1})
+        self._record = self._record.model_copy(update={"revision": max(self._record.revision + 1, int(workflow.now().timestamp() * 1000))})
         health = "healthy" if self._record.healthy else "unhealthy"
         await in_inventory(
             ControlActivities.record_host,

@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import Field, ValidationError
 
 from models import messages as m
 from models.lifecycle import Command
@@ -11,9 +11,11 @@ from models.lifecycle import Command
 TEXT_LIMIT = 300
 """Characters kept of any text that came in by a signal."""
 
+_SystemMessage = type[m.SpecChange] | type[m.ContainerEvent] | type[m.HostEvent] | type[m.NodePresence]
+
 _COMMANDS = frozenset(command.value for command in Command)
 
-_SYSTEM_SIGNALS: dict[str, type[BaseModel]] = {
+_SYSTEM_SIGNALS: dict[str, _SystemMessage] = {
     "change_spec": m.SpecChange,
     "container_event": m.ContainerEvent,
     "host_event": m.HostEvent,
@@ -25,7 +27,7 @@ class InboxItem(m.Message):
     """One signal as it came in. `args` are JSON values; `undecodable` says how many payloads were none."""
 
     name: str
-    args: list[Any] = []
+    args: list[Any] = Field(default_factory=list)
     undecodable: int = 0
     at: datetime
 
@@ -55,7 +57,7 @@ def parse(item: InboxItem) -> tuple[Parsed, str | None]:
     if len(item.args) != 1 or item.undecodable:
         return OddSignal(name=item.name, message="takes exactly one JSON object"), None
     try:
-        return _message(kind, item.args[0]), None
+        return kind.model_validate(item.args[0]), None
     except ValidationError as error:
         return OddSignal(name=item.name, message=_summary(error)), None
 
@@ -89,12 +91,6 @@ def _shortened(signal: m.CommandSignal) -> m.CommandSignal:
             "request_id": cut(signal.request_id),
         }
     )
-
-
-def _message(kind: type[BaseModel], value: Any) -> Parsed:
-    message = kind.model_validate(value)
-    assert isinstance(message, Parsed)
-    return message
 
 
 def _summary(error: ValidationError) -> str:

@@ -1,5 +1,6 @@
-"""Start, stop, wipe, clean and delete as small coroutines. Each can be cancelled at any await: whatever it left is found
-by name and generation by the operation that follows (design decision 9)."""
+"""Start, stop, wipe, clean and delete as small coroutines. Each can be cancelled at any await: whatever it left is
+found by name and generation by the operation that follows (design decision 9).
+"""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
@@ -14,7 +15,6 @@ with workflow.unsafe.imports_passed_through():
     from activities.interface import ControlActivities, HostActivities
     from models import messages as m
     from models.errors import HOST_CODES
-    from models.identifiers import host_task_queue
     from models.lifecycle import Event, Operation
     from workflows import policies
     from workflows.calls import Request, Result, in_inventory, on_host

@@ -1,4 +1,4 @@
-"""One plugin configures client, worker and replayer alike: the data converter, the sandbox, what a worker passes through."""
+"""One plugin configures client, worker and replayer alike: the data converter and the workflow sandbox."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -27,7 +27,7 @@ class TolerantPayloadConverter(PydanticPayloadConverter):
         for payload in payloads:
             try:
                 values.extend(super().from_payloads([payload], None))
-            except Exception:  # noqa: BLE001 - converters raise what they like
+            except Exception:
                 values.append(RawValue(payload))
         return values
 

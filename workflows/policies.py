@@ -1,4 +1,4 @@
-"""Every timeout and retry policy, named, each with its reason. Nothing else in the code holds a duration that matters."""
+"""Every timeout and retry policy of the workflows, named, each with its reason."""
 
 from datetime import timedelta
 
@@ -50,8 +50,8 @@ CONTAINER = ActivityConfig(
     retry_policy=HOST_RETRY,
     cancellation_type=ActivityCancellationType.TRY_CANCEL,
 )
-"""Docker makes or removes a container in well under a second, and in tens of seconds on a machine that swaps. A cancelled
-start is not waited for: the host's fence keeps it from making anything after the removal that follows."""
+"""Docker makes or removes a container in well under a second, and in tens of seconds on a machine that swaps. A
+cancelled start is not waited for: the host's fence keeps it from making anything after the removal that follows."""
 
 PAIRING = ActivityConfig(
     start_to_close_timeout=timedelta(seconds=100),
@@ -130,8 +130,8 @@ NODE_TOKEN_RENEWAL = timedelta(hours=12)
 """Half the TTL: a control plane may be down for as long as the other half."""
 
 NODE_GRACE = timedelta(seconds=60)
-"""A node reconnects with full jitter in [0, 5 s], then [0, 10 s], then [0, 20 s] (protocol section 1.4); a minute covers
-three unlucky attempts."""
+"""A node reconnects with full jitter in [0, 5 s], then [0, 10 s], then [0, 20 s] (protocol section 1.4); a minute
+covers three unlucky attempts."""
 
 RESTART_WINDOW = timedelta(minutes=10)
 RESTART_ATTEMPTS = 5

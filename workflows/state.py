@@ -12,7 +12,7 @@ from workflows.inbox import InboxItem
 TIMELINE_KEPT = 100
 """Entries the workflow itself keeps for query `timeline`; the inventory keeps all."""
 REQUEST_IDS_KEPT = 100
-"""Request ids remembered, so that a repeated request is carried out once and `await_settled` knows what was taken in."""
+"""Request ids remembered: a repeated request is carried out once, and `await_settled` knows what was taken in."""
 
 
 class SituationRecord(m.Message):
@@ -95,7 +95,8 @@ class EnvironmentState(m.Message):
 
     def record(self, at: datetime) -> m.EnvironmentRecord:
         """The projection to write now; takes the next revision and the entries not recorded yet."""
-        self.revision += 1
+        # Above what an earlier run of this workflow id recorded, too: a reset by hand starts the count anew.
+        self.revision = max(self.revision + 1, int(at.timestamp() * 1000))
         view = self.view(operation=None, phase=None)
         return m.EnvironmentRecord(
             **view.model_dump(

@@ -4,27 +4,28 @@
     ├── SlowRuntime        `seconds` before each step in `steps` (default: all), cancellable
     ├── NeverRuntime       the step `step` never ends until it is cancelled
     ├── FlakyRuntime       the step `step` fails `times` times with `code`, then succeeds
-    ├── DiesAfterCreate    the container exits (code 137, a log line) before the node pairs, the first `times` times
-    └── NotFoundRuntime    `ensure_image` fails with `image_not_found`
+    ├── DiesAfterCreate    the container exits (code 137, a log line) before the node pairs, the first `times`
+    times └── NotFoundRuntime    `ensure_image` fails with `image_not_found`
 
 Use::
 
     runtime = SlowRuntime(0.3, steps={"ensure_image"})
     with ThreadPoolExecutor(16) as pool:
-        Worker(client, task_queue=host_task_queue("h1"), activities=runtime.activities(), activity_executor=pool)
-    runtime.connect(client)                         # container events and docker_health go out as real signals
-    runtime.crash(environment_id, exit_code=139)    # -> signal container_event `exited`, with code and log tail
-    runtime.remove_by_hand(environment_id)          # -> `removed`
-    runtime.set_docker(False)                       # steps fail with docker_unavailable; monitor signals docker_health
-    runtime.set_docker(True)
+        Worker(client, task_queue=host_task_queue("h1"), activities=runtime.activities(),
+        activity_executor=pool)
+    runtime.connect(client)                         # container events and docker_health go out as real
+    signals runtime.crash(environment_id, exit_code=139)    # -> signal container_event `exited`, with code
+    and log tail runtime.remove_by_hand(environment_id)          # -> `removed`
+    runtime.set_docker(False)                       # steps fail with docker_unavailable; monitor signals
+    docker_health runtime.set_docker(True)
 
-What tests read: `calls` (list of `Call(name, environment_id, generation, request)`), `count(name)`, `containers`
-(by environment id: `FakeContainer(container_id, environment_id, generation, running, rfb_port, novnc_port, …)`),
-`identities`, `tokens`, `wiped` (environment ids whose runtime home was emptied), `directories` (environment ids with a
-host directory), `events` (what was emitted), `created` and `removed` (container ids in order), `cancelled` (names of
-steps that ended by cancellation). `gate(step)` returns a `threading.Event`: the step waits until it is set.
-Everything is behind one lock; methods may be called from any thread. Without `connect`, `on_event` (environment id,
-ContainerEvent) is called instead, when given.
+What tests read: `calls` (list of `Call(name, environment_id, generation, request)`), `count(name)`,
+`containers` (by environment id: `FakeContainer(container_id, environment_id, generation, running, rfb_port,
+novnc_port, …)`), `identities`, `tokens`, `wiped` (environment ids whose runtime home was emptied),
+`directories` (environment ids with a host directory), `events` (what was emitted), `created` and `removed`
+(container ids in order), `cancelled` (names of steps that ended by cancellation). `gate(step)` returns a
+`threading.Event`: the step waits until it is set. Everything is behind one lock; methods may be called from
+any thread. Without `connect`, `on_event` (environment id, ContainerEvent) is called instead, when given.
 """
 
 import asyncio
@@ -105,7 +106,8 @@ class FakeRuntime(HostActivities):
         self._sent: list[Future[None]] = []
         self._health_changed = threading.Event()
 
-    # --- what tests use --------------------------------------------------------------------------------------
+    # --- what tests use
+    # --------------------------------------------------------------------------------------
 
     def activities(self) -> list[Callable[..., Any]]:
         """What a worker's `activities=` takes."""
@@ -169,7 +171,8 @@ class FakeRuntime(HostActivities):
         elif self.on_event is not None:
             self.on_event(environment_id, event)
 
-    # --- hooks of the family ---------------------------------------------------------------------------------
+    # --- hooks of the family
+    # ---------------------------------------------------------------------------------
 
     def before(self, step: str, environment_id: str, generation: int) -> None:
         """Runs at the start of each step; subclasses delay or fail here."""
@@ -181,12 +184,15 @@ class FakeRuntime(HostActivities):
             self._beat()
             time.sleep(min(left, 0.02))
 
-    # --- the activities --------------------------------------------------------------------------------------
+    # --- the activities
+    # --------------------------------------------------------------------------------------
 
     @activity.defn
     def ensure_image(self, request: m.EnsureImage) -> m.ImageReady:
         self._step("ensure_image", request, request.environment_id, request.generation)
-        return m.ImageReady(image_id=f"sha256:{hashlib.sha256(request.image_ref.encode()).hexdigest()}", user="1000")
+        return m.ImageReady(
+            image_id=f"sha256:{hashlib.sha256(request.image_ref.encode()).hexdigest()}", user="1000"
+        )
 
     @activity.defn
     def prepare_identity(self, request: m.PrepareIdentity) -> m.Identity:
@@ -201,7 +207,9 @@ class FakeRuntime(HostActivities):
             if request.rotate:
                 self._rotated[environment_id] = request.generation
             device_id = f"dev_{uuid4().hex}"
-            self.identities[environment_id] = m.Identity(device_id=device_id, public_key=f"pub-{device_id}", created=True)
+            self.identities[environment_id] = m.Identity(
+                device_id=device_id, public_key=f"pub-{device_id}", created=True
+            )
             return self.identities[environment_id]
 
     @activity.defn
@@ -228,7 +236,9 @@ class FakeRuntime(HostActivities):
             if there is not None and there.generation == generation and there.running:
                 return self._started(there, adopted=True)
             if request.adopt_only:
-                raise failure(ErrorCode.SANDBOX_EXITED, "no running container to adopt", generation=generation)
+                raise failure(
+                    ErrorCode.SANDBOX_EXITED, "no running container to adopt", generation=generation
+                )
             if generation <= self._fence.get(environment_id, -1):
                 message = f"generation {generation} was already removed"
                 raise failure(ErrorCode.START_FAILED, message, generation=generation, non_retryable=True)
@@ -257,7 +267,9 @@ class FakeRuntime(HostActivities):
         with self.lock:
             container = self.containers.get(request.environment_id)
             if container is None or container.generation != request.generation:
-                raise failure(ErrorCode.SANDBOX_EXITED, "the container is gone", generation=request.generation)
+                raise failure(
+                    ErrorCode.SANDBOX_EXITED, "the container is gone", generation=request.generation
+                )
             if not container.running:
                 raise self._exited(container)
             identity = self.identities.get(request.environment_id)
@@ -306,10 +318,13 @@ class FakeRuntime(HostActivities):
             activity.heartbeat()
             if self._health_changed.is_set():
                 self._health_changed.clear()
-                await self._signal(host_workflow_id(request.host_id), "docker_health", self._health(request.host_id))
+                await self._signal(
+                    host_workflow_id(request.host_id), "docker_health", self._health(request.host_id)
+                )
             await asyncio.sleep(0.05)
 
-    # --- inside ----------------------------------------------------------------------------------------------
+    # --- inside
+    # ----------------------------------------------------------------------------------------------
 
     def _step(self, name: str, request: Any, environment_id: str, generation: int) -> None:
         with self.lock:
@@ -325,7 +340,9 @@ class FakeRuntime(HostActivities):
             raise
         on_disk = {"prepare_identity", "mint_node_token", "wipe_runtime"}
         if not self.docker_available and name not in on_disk:
-            raise failure(ErrorCode.DOCKER_UNAVAILABLE, "the Docker engine does not answer", generation=generation)
+            raise failure(
+                ErrorCode.DOCKER_UNAVAILABLE, "the Docker engine does not answer", generation=generation
+            )
 
     def _beat(self) -> None:
         if activity.in_activity():
@@ -387,7 +404,9 @@ class FakeRuntime(HostActivities):
 class SlowRuntime(FakeRuntime):
     """Every step in `steps` (all when None) takes `seconds` longer."""
 
-    def __init__(self, seconds: float, steps: Collection[str] | None = None, on_event: OnEvent | None = None) -> None:
+    def __init__(
+        self, seconds: float, steps: Collection[str] | None = None, on_event: OnEvent | None = None
+    ) -> None:
         super().__init__(on_event)
         self.seconds = seconds
         self.steps = steps

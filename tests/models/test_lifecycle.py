@@ -137,7 +137,9 @@ def test_with_the_host_away_nothing_is_claimed() -> None:
         assert step.situation.status is Status.ERROR
         assert step.situation.recovery is Recovery.HOST
         back = apply_event(step.situation, Event.HOST_RESTORED)
-        assert back.situation.status is (Status.STARTING if step.situation.desired_running else Status.STOPPING)
+        assert back.situation.status is (
+            Status.STARTING if step.situation.desired_running else Status.STOPPING
+        )
         assert back.clears_error
 
 

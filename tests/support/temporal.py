@@ -38,7 +38,12 @@ async def temporal_cli(address: str, *args: str) -> str:
         AssertionError: it failed; carries its standard error.
     """
     process = await asyncio.create_subprocess_exec(
-        "temporal", *args, "--address", address, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        "temporal",
+        *args,
+        "--address",
+        address,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
     )
     out, err = await process.communicate()
     assert process.returncode == 0, f"temporal {' '.join(args)}: {err.decode()}"

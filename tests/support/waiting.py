@@ -3,12 +3,16 @@
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar, overload
 
 T = TypeVar("T")
 
 
-async def eventually(probe: Callable[[], T | Awaitable[T]], what: str, seconds: float = 30) -> T:
+@overload
+async def eventually(probe: Callable[[], Awaitable[T | None]], what: str, seconds: float = 30) -> T: ...
+@overload
+async def eventually(probe: Callable[[], T | None], what: str, seconds: float = 30) -> T: ...
+async def eventually(probe: Callable[[], Any], what: str, seconds: float = 30) -> Any:
     """The first truthy answer of `probe`.
 
     Raises:
@@ -16,7 +20,7 @@ async def eventually(probe: Callable[[], T | Awaitable[T]], what: str, seconds: 
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + seconds
-    answer: T | None = None
+    answer = None
     while loop.time() < deadline:
         result = probe()
         answer = await result if inspect.isawaitable(result) else result

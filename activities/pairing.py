@@ -1,0 +1,202 @@
+"""Waiting until a desktop is proven ready, or its container ends (design decisions 8 and 13)."""
+
+import queue
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from activities.container_spec import HostConfig
+from activities.containers import exited, generation_of
+from activities.credentials import read_token
+from activities.engine import DOCKER_ERRORS, Engine, EventStream, Inspection, docker_failure
+from activities.failures import failure
+from activities.guards import Guards
+from activities.hostfiles import EnvironmentFiles
+from activities.logs import log_tail
+from activities.probes import NodeProof, Paired, TokenRefused, gateway_origin, prove_novnc, prove_rfb
+from activities.steps import Step, Stopped, background
+from models.errors import ErrorCode
+from models.messages import AwaitNodePairing, NodePaired
+
+REFUSED_SECONDS = 5
+"""How long the gateway may refuse the node's token before that is final."""
+
+_PHASE = "await_node_pairing"
+_NAMES = {"rfb": "the VNC server (RFB)", "novnc": "noVNC", "paired": "the node's pairing"}
+
+
+@dataclass(frozen=True)
+class News:
+    """What one of the threads has to say: a proof's name and time, or that something ended."""
+
+    about: str
+    at: datetime | None = None
+    paired: Paired | None = None
+    error: Exception | None = None
+
+
+class NodePairing:
+    """One wait for one container."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        config: HostConfig,
+        guards: Guards,
+        files: EnvironmentFiles,
+        request: AwaitNodePairing,
+    ) -> None:
+        self._engine = engine
+        self._config = config
+        self._guards = guards
+        self._files = files
+        self._request = request
+        self._news: queue.Queue[News] = queue.Queue()
+        self._streams: list[EventStream] = []
+
+    def wait(self, step: Step) -> NodePaired:
+        """Wait for the three proofs.
+
+        Raises:
+            ApplicationError: `sandbox_exited` as soon as the container ends, `sandbox_unhealthy` when it is
+                paused, `pairing_timeout`, `docker_unavailable`, or `internal` where the token is not on the
+                host.
+        """
+        request = self._request
+        threads = Step()
+        try:
+            with self._guards.watching(request.container_id):
+                started_at, proof = self._begin(threads)
+                result = self._collect(started_at, proof, step)
+            # A container that ended just before the watch did is nobody else's to report.
+            self._running_or_raise()
+            return result
+        except DOCKER_ERRORS as error:
+            raise docker_failure(error, _PHASE, request.generation) from error
+        finally:
+            threads.stop.set()
+            for stream in self._streams:
+                stream.stop()
+
+    def _begin(self, threads: Step) -> tuple[datetime, NodeProof]:
+        request = self._request
+        token = read_token(self._files)
+        if token is None:
+            message = f"the node's token is not on the host ({self._files.token})"
+            raise failure(ErrorCode.INTERNAL, message, phase=_PHASE, generation=request.generation)
+        proof = NodeProof(self._gateway_url(), token)
+        self._start("watch", lambda: self._watch(threads))
+        self._start("rfb", lambda: News("rfb", at=prove_rfb(request.rfb_port, threads)))
+        self._start("novnc", lambda: News("novnc", at=prove_novnc(request.novnc_port, threads)))
+        self._start("paired", lambda: self._pair(proof, threads))
+        return _started_at(self._running_or_raise()), proof
+
+    def _collect(self, started_at: datetime, proof: NodeProof, step: Step) -> NodePaired:
+        proven: dict[str, datetime] = {}
+        paired: Paired | None = None
+        deadline = time.monotonic() + self._config.pairing_seconds
+        while paired is None or len(proven) < len(_NAMES):
+            missing = [name for name in _NAMES if name not in proven]
+            step.progress = "waiting for " + ", ".join(_NAMES[name] for name in missing)
+            step.check()
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise self._timed_out(missing, proof)
+            try:
+                news = self._news.get(timeout=min(left, 0.1))
+            except queue.Empty:
+                continue
+            if news.error is not None:
+                raise self._told(news.error)
+            if news.at is not None:
+                proven[news.about] = news.at
+                paired = news.paired or paired
+        phases = {name: _ms(started_at, at) for name, at in proven.items()}
+        phases["node_connected"] = _ms(started_at, proof.connected_at or proven["paired"])
+        return NodePaired(node_id=paired.node_id, pairing_id=paired.pairing_id, phases=phases)
+
+    def _start(self, about: str, work: Callable[[], News]) -> None:
+        def run() -> None:
+            try:
+                self._news.put(work())
+            except Stopped:
+                return
+            except Exception as error:  # handed to the step, which raises it
+                self._news.put(News(about, error=error))
+
+        background(f"{about}-{self._request.container_id[:12]}", run)
+
+    def _pair(self, proof: NodeProof, threads: Step) -> News:
+        paired = proof.wait(threads, REFUSED_SECONDS)
+        return News("paired", at=datetime.now(UTC), paired=paired)
+
+    def _watch(self, threads: Step) -> News:
+        """Return never, but raise as soon as the container no longer runs."""
+        filters: dict[str, str | list[str]] = {
+            "container": self._request.container_id,
+            "event": ["die", "destroy", "pause"],
+        }
+        while True:
+            threads.check()
+            with EventStream(self._engine, filters) as stream:
+                self._streams.append(stream)
+                # The stream is open before the look, so that no end falls between the two.
+                self._running_or_raise()
+                threads.check()
+                for _ in stream:
+                    threads.check()
+                    self._running_or_raise()
+            threads.wait(0.1)
+
+    def _running_or_raise(self) -> Inspection:
+        request = self._request
+        container = self._engine.inspect(request.container_id)
+        if container is None or not container["State"].get("Running"):
+            raise exited(self._engine, container, _PHASE, request.generation)
+        if generation_of(container) != request.generation:
+            message = f"container {request.container_id[:12]} is of another generation"
+            raise failure(
+                ErrorCode.INTERNAL, message, phase=_PHASE, generation=request.generation, non_retryable=True
+            )
+        if container["State"].get("Paused"):
+            raise self._failed(ErrorCode.SANDBOX_UNHEALTHY, "the sandbox was paused before it was ready")
+        return container
+
+    def _told(self, error: Exception) -> Exception:
+        if not isinstance(error, TokenRefused):
+            return error
+        message = f"the gateway has refused the node's token for {REFUSED_SECONDS} s: it is not registered, or revoked"
+        return self._failed(ErrorCode.PAIRING_TIMEOUT, message)
+
+    def _timed_out(self, missing: list[str], proof: NodeProof) -> Exception:
+        what = ", ".join(_NAMES[name] for name in missing)
+        message = f"not ready {self._config.pairing_seconds:g} s after its start; missing: {what}"
+        if "paired" in missing:
+            message += f" ({proof.state})"
+        return self._failed(ErrorCode.PAIRING_TIMEOUT, message)
+
+    def _failed(self, code: ErrorCode, message: str) -> Exception:
+        lines = log_tail(self._engine, self._request.container_id) or []
+        return failure(code, message, phase=_PHASE, generation=self._request.generation, log_tail=lines)
+
+    def _gateway_url(self) -> str:
+        if self._config.gateway_url:
+            return self._config.gateway_url
+        bridge = self._engine.look.inspect_network("bridge")
+        settings = (bridge.get("IPAM") or {}).get("Config") or [{}]
+        return gateway_origin(self._config.gateway_ws_url, str(settings[0].get("Gateway") or "127.0.0.1"))
+
+
+def _started_at(container: Inspection) -> datetime:
+    return parse_docker_time(str(container["State"]["StartedAt"]))
+
+
+def parse_docker_time(text: str) -> datetime:
+    """A time as Docker writes it: RFC 3339 with up to nanoseconds."""
+    whole, _, rest = text.rstrip("Z").partition(".")
+    return datetime.fromisoformat(f"{whole}.{(rest + '000000')[:6]}+00:00")
+
+
+def _ms(since: datetime, until: datetime) -> float:
+    return round((until - since).total_seconds() * 1000, 1)

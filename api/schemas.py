@@ -1,0 +1,325 @@
+"""Bodies of the admin API: what is accepted, strictly, and what is answered (design section 5)."""
+
+import re
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, StrictBool, WithJsonSchema
+
+from inventory.environments import EnvironmentSummary
+from models.errors import ErrorCode
+from models.lifecycle import Recovery, Status
+from models.messages import EnvironmentView, LastError, Limits, SecurityProfile, TimelineEntry
+from models.tables import DefaultsRow, HostRow
+
+LABEL_CHARS = 120
+IMAGE_REF_CHARS = 255
+REASON_CHARS = 500
+
+_DOMAIN_PART = r"(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9])"
+_DOMAIN = rf"(?:{_DOMAIN_PART}(?:\.{_DOMAIN_PART})*|\[[0-9a-fA-F:]+\])(?::[0-9]+)?"
+_PATH_PART = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
+_TAG = r"[a-zA-Z0-9_][a-zA-Z0-9_.-]{0,127}"
+_DIGEST = r"[A-Za-z][A-Za-z0-9]*(?:[-_+.][A-Za-z][A-Za-z0-9]*)*:[0-9a-fA-F]{32,}"
+_IMAGE_REF = re.compile(rf"(?:{_DOMAIN}/)?{_PATH_PART}(?:/{_PATH_PART})*(?::{_TAG})?(?:@{_DIGEST})?")
+"""Docker's reference grammar (distribution/reference)."""
+
+
+def to_wire(at: datetime) -> str:
+    """ISO 8601 in UTC with milliseconds and `Z` (protocol section 2.1)."""
+    return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _printable(text: str) -> str:
+    if not text.strip():
+        raise ValueError("must not be blank")
+    if not text.isprintable():
+        raise ValueError("must hold printable characters only, on one line")
+    return text
+
+
+def _image_ref(text: str) -> str:
+    if _IMAGE_REF.fullmatch(text) is None:
+        raise ValueError(
+            "is not an image reference such as 'desktop-sandbox:dev' or 'registry/name@sha256:…'"
+        )
+    return text
+
+
+Timestamp = Annotated[
+    datetime,
+    PlainSerializer(to_wire, return_type=str),
+    WithJsonSchema({"type": "string", "format": "date-time", "examples": ["2026-11-23T12:00:00.000Z"]}),
+]
+Label = Annotated[str, Field(max_length=LABEL_CHARS, examples=["build agent"]), AfterValidator(_printable)]
+ImageRef = Annotated[
+    str, Field(max_length=IMAGE_REF_CHARS, examples=["desktop-sandbox:dev"]), AfterValidator(_image_ref)
+]
+Reason = Annotated[
+    str, Field(max_length=REASON_CHARS, examples=["nightly clean-up"]), AfterValidator(_printable)
+]
+
+
+class Body(BaseModel):
+    """Base of everything accepted: an unknown field is refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class EnvironmentCreate(Body):
+    """A new environment."""
+
+    host_id: str | None = Field(
+        default=None, max_length=100, description="Runtime host; may be left out where there is only one."
+    )
+    label: Label | None = Field(default=None, description="Name for people.")
+    image_ref: ImageRef | None = Field(
+        default=None, description="Image; the installation's default when absent."
+    )
+    desired_running: StrictBool = Field(default=False, description="Start it at once.")
+    security_profile: SecurityProfile = Field(
+        default=SecurityProfile.HARDENED, description="`compatible` for images that need more, such as root."
+    )
+
+
+def _optional(schema: dict[str, Any]) -> None:
+    schema.pop("default", None)
+
+
+class EnvironmentPatch(Body):
+    """A change; absent fields stay as they are."""
+
+    label: Label | None = Field(default=None, description="null clears it.")
+    image_ref: ImageRef = Field(
+        default="", json_schema_extra=_optional, description="A running desktop is made anew from it."
+    )
+    desired_running: StrictBool = Field(
+        default=False, json_schema_extra=_optional, description="As `start` and `stop`."
+    )
+
+
+class CommandBody(Body):
+    """Why; kept in the timeline."""
+
+    reason: Reason | None = None
+
+
+class ResetBody(CommandBody):
+    """Why, and how thoroughly."""
+
+    rotate_identity: StrictBool = Field(
+        default=False, description="Replace the device identity too: the node becomes another peer."
+    )
+
+
+class DefaultsPut(Body):
+    """A new revision of the defaults."""
+
+    default_image_ref: ImageRef
+    reason: Reason | None = None
+
+
+class LastErrorOut(BaseModel):
+    """The recorded error of an environment."""
+
+    code: ErrorCode
+    message: str
+    phase: str
+    at: Timestamp
+
+
+class Environment(BaseModel):
+    """An environment as lists show it."""
+
+    environment_id: str
+    host_id: str
+    label: str | None
+    image_ref: str
+    managed_kind: Literal["docker"]
+    status: Status
+    desired_running: bool
+    generation: int = Field(description="Rises with each new container.")
+    node_id: str | None
+    takeover_available: bool
+    last_error: LastErrorOut | None
+    restarts: int = Field(description="Containers made by recovery in the present window.")
+    next_retry_at: Timestamp | None = Field(description="When recovery tries next.")
+    created_at: Timestamp
+    updated_at: Timestamp
+    last_seen_at: Timestamp | None
+
+    @classmethod
+    def from_summary(cls, row: EnvironmentSummary) -> "Environment":
+        """From the inventory."""
+        values = row._asdict() | {"takeover_available": row.takeover_available}
+        if row.last_error is not None:
+            values["last_error"] = _error(LastError.model_validate(row.last_error))
+        return cls.model_validate(values)
+
+
+class EnvironmentDetail(Environment):
+    """One environment in full."""
+
+    phases: dict[str, float] = Field(description="Milliseconds of each phase of the latest start.")
+    source: Literal["workflow", "inventory"] = Field(
+        description="`inventory` when no worker answered: the state as last recorded."
+    )
+    settled: bool = Field(description="Nothing is under way and no retry is scheduled.")
+    recovery: Recovery = Field(description="How an error ends.")
+    operation: str | None = Field(description="What is under way.")
+    phase: str | None = Field(description="How far it is.")
+    security_profile: SecurityProfile
+    limits: Limits
+
+    @classmethod
+    def from_view(
+        cls,
+        view: EnvironmentView,
+        source: Literal["workflow", "inventory"],
+        last_seen_at: datetime | None,
+    ) -> "EnvironmentDetail":
+        """From the workflow's answer, or the inventory's in its place."""
+        return cls(
+            **view.model_dump(
+                include={
+                    *("status", "desired_running", "generation", "node_id", "takeover_available", "restarts"),
+                    *("next_retry_at", "created_at", "updated_at", "phases", "settled", "recovery"),
+                    *("operation", "phase"),
+                }
+            ),
+            environment_id=view.spec.environment_id,
+            host_id=view.spec.host_id,
+            label=view.spec.label,
+            image_ref=view.spec.image_ref,
+            managed_kind="docker",
+            security_profile=view.spec.security_profile,
+            limits=view.spec.limits,
+            last_error=None if view.last_error is None else _error(view.last_error),
+            last_seen_at=last_seen_at,
+            source=source,
+        )
+
+
+class Host(BaseModel):
+    """A runtime host and its health as recorded."""
+
+    host_id: str
+    label: str
+    version: str | None
+    docker_available: bool
+    healthy: bool
+    takeover_origin: str
+    last_error: str | None
+    last_seen_at: Timestamp | None = Field(description="Its last heartbeat.")
+
+    @classmethod
+    def from_row(cls, row: HostRow, last_seen_at: datetime | None) -> "Host":
+        """From the inventory and the host's heartbeat."""
+        return cls.model_validate(row.model_dump() | {"last_seen_at": last_seen_at})
+
+
+class TimelineEntryOut(TimelineEntry):
+    """One line of the timeline."""
+
+    at: Timestamp
+
+
+class Answer(BaseModel):
+    """Base of everything answered with success."""
+
+    status: Literal["ok"] = "ok"
+
+
+class EnvironmentAnswer(Answer):
+    """One environment."""
+
+    environment: EnvironmentDetail
+
+
+class DeleteAnswer(EnvironmentAnswer):
+    """An environment on its way out. `deleted`: it is gone."""
+
+    deleted: bool
+
+
+class EnvironmentsAnswer(Answer):
+    """One page of environments, newest change first."""
+
+    environments: list[Environment]
+    next_cursor: str | None = Field(description="`cursor` of the next page; null on the last.")
+
+
+class HostAnswer(Answer):
+    """One runtime host."""
+
+    host: Host
+
+
+class HostsAnswer(Answer):
+    """Every runtime host."""
+
+    hosts: list[Host]
+
+
+class LogsAnswer(Answer):
+    """The log tail, oldest line first."""
+
+    environment_id: str
+    logs: list[str]
+    refreshed: bool = Field(description="Read from the container now, rather than as last retained.")
+
+
+class TimelineAnswer(Answer):
+    """One page of the timeline, oldest entry first."""
+
+    environment_id: str
+    entries: list[TimelineEntryOut]
+    next_after: int | None = Field(description="`after` of the next page; null at the end.")
+
+
+class TakeoverAnswer(Answer):
+    """A takeover session. Whoever has `entry_url` controls the desktop until `expires_at`."""
+
+    session_id: str
+    entry_url: str
+    expires_at: Timestamp
+
+
+class DefaultsAnswer(Answer):
+    """The defaults in force."""
+
+    default_image_ref: str
+    revision: int = Field(description="0 until somebody has set them.")
+    created_at: Timestamp | None
+    created_by: str | None
+    reason: str | None
+    reverted_from_revision: int | None
+
+    @classmethod
+    def from_row(cls, row: DefaultsRow) -> "DefaultsAnswer":
+        """From the inventory."""
+        return cls.model_validate(row.model_dump())
+
+
+class Part(BaseModel):
+    """One part this process needs."""
+
+    ok: bool
+    message: str | None = None
+
+
+class Readiness(BaseModel):
+    """Whether this process can serve, part by part."""
+
+    status: Literal["ok", "unavailable"]
+    parts: dict[str, Part]
+
+
+class Liveness(BaseModel):
+    """The process runs."""
+
+    status: Literal["ok"] = "ok"
+
+
+def _error(error: LastError) -> LastErrorOut:
+    return LastErrorOut(code=error.code, message=error.message, phase=error.phase, at=error.at)

@@ -1,0 +1,299 @@
+"""What the admin API does.
+
+Commands go to the workflow, which is the truth; lists come from the inventory, its projection (decision 1).
+"""
+
+import asyncio
+import contextlib
+import logging
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal
+from uuid import uuid4
+
+from sqlmodel import Session
+
+from api import database
+from api.dependencies import Operator, Services
+from api.schemas import CommandBody, EnvironmentCreate, EnvironmentDetail, EnvironmentPatch, ResetBody
+from inventory import defaults, environments, events, hosts
+from models.errors import Conflict, InvalidRequest, NotFound, Unavailable
+from models.identifiers import is_host_id, new_environment_id
+from models.lifecycle import Command, Status
+from models.messages import (
+    AwaitSettled,
+    CommandSignal,
+    EnvironmentInput,
+    EnvironmentSpec,
+    EnvironmentView,
+    SpecChange,
+    TimelineEntry,
+)
+from models.tables import EnvironmentRow, HostRow
+
+logger = logging.getLogger(__name__)
+
+GLANCE_SECONDS = 0.25
+"""How long an accepted command waits to say what became of it; a busy worker must not make accepting slow."""
+HEARTBEAT_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a command. `settled`: within the time given. `gone`: the environment is deleted."""
+
+    environment: EnvironmentDetail
+    settled: bool
+    gone: bool = False
+
+
+async def create(services: Services, operator: Operator, body: EnvironmentCreate) -> EnvironmentDetail:
+    """Start the workflow of a new environment, then record it.
+
+    In this order a crash in between leaves a workflow that records itself, never a record nobody acts on.
+
+    Raises:
+        InvalidRequest: the host is unknown, or has to be named. Conflict: the host cannot take it now.
+    """
+
+    def plan(session: Session) -> tuple[HostRow, str]:
+        host = _chosen_host(hosts.list_all(session), body.host_id)
+        row = defaults.current(session)
+        return host, row.default_image_ref if row else services.settings.default_image
+
+    host, default_image = await database.read(services.engine, plan)
+    if not (host.healthy and host.docker_available):
+        raise Conflict(
+            f"host {host.host_id} cannot take an environment now: {host.last_error or 'not healthy'}"
+        )
+    spec = EnvironmentSpec(
+        environment_id=new_environment_id(),
+        host_id=host.host_id,
+        label=body.label,
+        image_ref=body.image_ref or default_image,
+        security_profile=body.security_profile,
+    )
+    await services.workflows.start(
+        EnvironmentInput(spec=spec, desired_running=body.desired_running, actor=operator.name)
+    )
+    now = datetime.now(UTC)
+
+    def insert(session: Session) -> EnvironmentRow | None:
+        environments.insert_pending(session, spec, body.desired_running, now)
+        return environments.get(session, spec.environment_id)
+
+    row = await database.write(services.engine, insert)
+    if row is None:
+        raise Unavailable("the environment was made and deleted again at once")
+    return _from_row(row)
+
+
+async def detail(
+    services: Services, environment_id: str, seconds: float | None = None
+) -> tuple[EnvironmentDetail, EnvironmentView]:
+    """The environment as its workflow sees it, or as recorded when no worker answers in time.
+
+    Args:
+        seconds: how long to wait for the workflow; the query's own deadline when None.
+
+    Raises:
+        NotFound: it does not exist, or no longer.
+    """
+    row, view = await asyncio.gather(
+        database.read(services.engine, lambda session: environments.get(session, environment_id, True)),
+        _asked(services, environment_id, seconds),
+    )
+    if row is not None and row.deleted_at is not None:
+        raise _no_such_environment()
+    if isinstance(view, EnvironmentView):
+        if view.deleted:
+            raise _no_such_environment()
+        seen = row.last_seen_at if row else None
+        return EnvironmentDetail.from_view(view, "workflow", seen), view
+    if row is None:
+        raise view
+    return _from_row(row), environments.view(row)
+
+
+async def command(
+    services: Services,
+    operator: Operator,
+    environment_id: str,
+    name: Command,
+    body: CommandBody,
+    wait_seconds: int,
+) -> Outcome:
+    """Send a command and, when asked to, wait for its outcome.
+
+    Raises:
+        NotFound: no such environment, or no longer. Conflict: it is being deleted.
+    """
+    row = await _commandable(services, environment_id, name)
+    signal = CommandSignal(
+        reason=body.reason,
+        actor=operator.name,
+        request_id=str(uuid4()),
+        rotate_identity=isinstance(body, ResetBody) and body.rotate_identity,
+    )
+    await services.workflows.signal(environment_id, name.value, signal)
+    return await _outcome(services, environment_id, row, signal.request_id, wait_seconds)
+
+
+async def patch(
+    services: Services, operator: Operator, environment_id: str, body: EnvironmentPatch
+) -> EnvironmentDetail:
+    """Change what the operator wants of an environment; answers with it as it is right after.
+
+    Raises:
+        NotFound: no such environment, or no longer. Conflict: it is being deleted.
+    """
+    given = body.model_fields_set
+    row = await _commandable(services, environment_id, None)
+    request_id = str(uuid4())
+    if given & {"label", "image_ref"}:
+        change = SpecChange(
+            label=body.label,
+            clear_label="label" in given and body.label is None,
+            image_ref=body.image_ref if "image_ref" in given else None,
+            actor=operator.name,
+            request_id=request_id,
+        )
+        await services.workflows.signal(environment_id, "change_spec", change)
+    if "desired_running" in given:
+        name = Command.START if body.desired_running else Command.STOP
+        signal = CommandSignal(actor=operator.name, request_id=str(uuid4()), reason="desired_running changed")
+        await services.workflows.signal(environment_id, name.value, signal)
+    return (await _outcome(services, environment_id, row, None, 0)).environment
+
+
+async def logs(services: Services, environment_id: str, refresh: bool) -> list[str]:
+    """The retained log tail, or the container's own read now.
+
+    Raises:
+        NotFound: no such environment. Conflict, Unavailable: it cannot be read now.
+    """
+    row = await database.read(
+        services.engine, lambda session: environments.get(session, environment_id, True)
+    )
+    if row is not None and row.deleted_at is not None:
+        raise _no_such_environment()
+    if refresh:
+        return await services.workflows.refresh_logs(environment_id)
+    if row is None:
+        # Proves the existence of one that is not recorded yet, which has no logs.
+        await services.workflows.view(environment_id)
+        return []
+    return row.logs or row.error_logs
+
+
+async def timeline(services: Services, environment_id: str, after: int, limit: int) -> list[TimelineEntry]:
+    """Entries after a sequence number: those recorded, then those only the workflow has. Kept after deletion.
+
+    Raises:
+        NotFound: there never was such an environment.
+    """
+
+    def recorded(session: Session) -> tuple[EnvironmentRow | None, list[TimelineEntry]]:
+        row = environments.get(session, environment_id, include_deleted=True)
+        return row, events.page(session, environment_id, after, limit)
+
+    row, entries = await database.read(services.engine, recorded)
+    if len(entries) >= limit or (row is not None and row.deleted_at is not None):
+        return entries
+    try:
+        remembered = await services.workflows.timeline(environment_id)
+    except (NotFound, Unavailable):
+        if row is None:
+            raise
+        return entries
+    last = entries[-1].sequence if entries else after
+    return [*entries, *(entry for entry in remembered if entry.sequence > last)][:limit]
+
+
+async def heartbeat(services: Services, row: HostRow) -> datetime | None:
+    """When the host was last heard of: its monitor's heartbeat, or as recorded when Temporal does not say."""
+    try:
+        beat = await services.workflows.host_heartbeat(row.host_id, HEARTBEAT_SECONDS)
+    except (NotFound, Unavailable) as error:
+        logger.debug("heartbeat of host %s unknown: %s", row.host_id, error)
+        beat = None
+    return max((at for at in (beat, row.last_seen_at) if at is not None), default=None)
+
+
+async def _asked(
+    services: Services, environment_id: str, seconds: float | None
+) -> EnvironmentView | NotFound | Unavailable:
+    try:
+        if seconds is None:
+            return await services.workflows.view(environment_id)
+        return await services.workflows.view(environment_id, seconds)
+    except (NotFound, Unavailable) as error:
+        return error
+
+
+async def _commandable(
+    services: Services, environment_id: str, name: Command | None
+) -> EnvironmentRow | None:
+    """The row, if any, of an environment that may be sent this command; one not recorded yet may."""
+    row = await database.read(
+        services.engine, lambda session: environments.get(session, environment_id, True)
+    )
+    if row is not None and row.deleted_at is not None:
+        raise _no_such_environment()
+    if row is not None and row.status == Status.DELETING and name is not Command.DELETE:
+        raise Conflict("the environment is being deleted")
+    return row
+
+
+async def _outcome(
+    services: Services,
+    environment_id: str,
+    row: EnvironmentRow | None,
+    request_id: str | None,
+    wait_seconds: int,
+) -> Outcome:
+    """The environment after an accepted command; what goes wrong from here on does not undo that."""
+    seen = row.last_seen_at if row else None
+    source: Literal["workflow", "inventory"] = "workflow"
+    view, gone = environments.view(row) if row else None, False
+    try:
+        if wait_seconds:
+            request = AwaitSettled(after_request_id=request_id, timeout_seconds=wait_seconds)
+            view = await services.workflows.await_settled(environment_id, request)
+        else:
+            view = await services.workflows.view(environment_id, GLANCE_SECONDS)
+        gone = view.deleted
+    except NotFound:
+        # It was there a moment ago: its workflow has ended, as only a deleted environment's does.
+        source, gone = "inventory", True
+    except (Unavailable, Conflict) as error:
+        logger.info("the outcome of a command to %s is not known yet: %s", environment_id, error)
+        source = "inventory"
+    if view is None:
+        with contextlib.suppress(Unavailable):
+            view = await services.workflows.view(environment_id)
+    if view is None:
+        raise Unavailable("the command was accepted; the environment cannot be shown now")
+    settled = bool(wait_seconds) and (gone or (source == "workflow" and view.settled))
+    return Outcome(EnvironmentDetail.from_view(view, source, seen), settled, gone)
+
+
+def _chosen_host(known: list[HostRow], host_id: str | None) -> HostRow:
+    if host_id is None:
+        if len(known) == 1:
+            return known[0]
+        have = "no runtime host is known yet; start a host worker" if not known else "there is more than one"
+        raise InvalidRequest(f"host_id: name the runtime host ({have})")
+    for host in known:
+        if host.host_id == host_id:
+            return host
+    shown = f" {host_id!r}" if is_host_id(host_id) else ""
+    raise InvalidRequest(f"host_id: there is no runtime host{shown}")
+
+
+def _from_row(row: EnvironmentRow) -> EnvironmentDetail:
+    return EnvironmentDetail.from_view(environments.view(row), "inventory", row.last_seen_at)
+
+
+def _no_such_environment() -> NotFound:
+    return NotFound("there is no environment of that id")

@@ -1,0 +1,146 @@
+"""Which addresses the stack listens on: the remembered ones, else the usual ones, else free ones."""
+
+import fcntl
+import ipaddress
+import random
+import socket
+import struct
+import time
+
+from cli.exits import CliError, ExitCode
+from cli.state import Endpoints
+
+USUAL_TEMPORAL = 7233
+USUAL_TEMPORAL_UI = 8233
+USUAL_TEMPORAL_HTTP = 7243
+
+_FREE_RANGE = range(20000, 30000)
+"""Below Linux' ephemeral ports, so that no outgoing connection takes a remembered port meanwhile."""
+_SIOCGIFADDR = 0x8915
+
+
+def is_free(host: str, port: int) -> bool:
+    """Whether a server could listen there now."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        # As servers do: a port whose old connections are in TIME_WAIT is free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+            probe.listen(1)
+        except OSError:
+            return False
+    return True
+
+
+def choose(host: str, wanted: list[int], taken: set[int], patience: float = 0.0) -> int:
+    """The first wanted port that is free, else a free one; adds it to `taken`.
+
+    Args:
+        host: address to listen on.
+        wanted: ports in order of preference; the first gets `patience`.
+        taken: ports already given to other parts.
+        patience: seconds to wait for the first: the last stack may just be letting go of it.
+
+    Raises:
+        CliError: the address is not this machine's, or no port is free.
+    """
+    if not is_free(host, 0):
+        raise CliError(f"{host} is not an address of this machine that can be listened on", ExitCode.USAGE)
+    deadline = time.monotonic() + patience
+    while wanted and wanted[0] not in taken and not is_free(host, wanted[0]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for port in [*wanted, *random.sample(_FREE_RANGE, 200)]:
+        if port not in taken and is_free(host, port):
+            taken.add(port)
+            return port
+    raise CliError(f"no free port found on {host}", ExitCode.FAILED)
+
+
+def bridge_address() -> str | None:
+    """Address of Docker's default bridge, which sandboxes reach as `host-gateway`; None without Docker."""
+    interface = "docker0"
+    subnet_gateway: str | None = None
+    try:
+        import docker
+        from docker.errors import DockerException
+        from requests.exceptions import RequestException
+    except ImportError:
+        return _interface_address(interface)
+    try:
+        client = docker.from_env(timeout=5)
+        try:
+            bridge = client.networks.get("bridge").attrs
+        finally:
+            client.close()
+    except (DockerException, RequestException, OSError):
+        return _interface_address(interface)
+    interface = (bridge.get("Options") or {}).get("com.docker.network.bridge.name", interface)
+    for entry in (bridge.get("IPAM") or {}).get("Config") or []:
+        gateway = entry.get("Gateway")
+        if gateway and ipaddress.ip_address(gateway).version == 4:
+            subnet_gateway = gateway
+    return subnet_gateway or _interface_address(interface)
+
+
+def plan(
+    remembered: Endpoints | None,
+    *,
+    admin_host: str,
+    admin_port: int,
+    node_host: str,
+    node_port: int,
+    fixed: frozenset[str] = frozenset(),
+    patience: float = 2.0,
+) -> Endpoints:
+    """Choose every address of the stack.
+
+    Args:
+        remembered: what the last start used.
+        admin_host, admin_port, node_host, node_port: as configured; `node_host` must be known by now.
+        fixed: `admin_port`, `node_port`: named by the operator, so another one will not do.
+        patience: seconds a remembered port is waited for.
+
+    Raises:
+        CliError: a fixed port is taken, or an address cannot be listened on.
+    """
+    taken: set[int] = set()
+    loopback = "127.0.0.1"
+
+    def pick(host: str, usual: int, before: int | None, name: str = "") -> int:
+        if name in fixed:
+            if usual in taken or choose(host, [usual], set(), patience) != usual:
+                raise CliError(
+                    f"port {usual} of {host} (DESKTOP_{name.upper()}) is taken: stop what listens there, "
+                    "or choose another",
+                    ExitCode.CONFLICT,
+                )
+            taken.add(usual)
+            return usual
+        wanted = [before, usual] if before else [usual]
+        return choose(host, wanted, taken, patience if before else 0.0)
+
+    last = remembered
+    same_node_host = last is not None and last.node_host == node_host
+    return Endpoints(
+        admin_host=admin_host,
+        admin_port=pick(admin_host, admin_port, last.admin_port if last else None, "admin_port"),
+        node_host=node_host,
+        node_port=pick(
+            node_host, node_port, last.node_port if last and same_node_host else None, "node_port"
+        ),
+        temporal_port=pick(loopback, USUAL_TEMPORAL, last.temporal_port if last else None),
+        temporal_ui_port=pick(loopback, USUAL_TEMPORAL_UI, last.temporal_ui_port if last else None),
+        temporal_http_port=pick(loopback, USUAL_TEMPORAL_HTTP, last.temporal_http_port if last else None),
+    )
+
+
+def _interface_address(interface: str) -> str | None:
+    """IPv4 address of a network interface, or None."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        request = struct.pack("256s", interface.encode()[:15])
+        try:
+            answer = fcntl.ioctl(control.fileno(), _SIOCGIFADDR, request)
+        except OSError:
+            return None
+    return socket.inet_ntoa(answer[20:24])

@@ -1,0 +1,55 @@
+"""The timelines of environments: appended by their workflows' records, kept after deletion."""
+
+from collections.abc import Sequence
+
+from sqlmodel import Session, col, select
+
+from inventory.engine import insert_into, storable
+from models.messages import TimelineEntry
+from models.tables import EnvironmentEventRow
+
+MAX_PAGE = 1000
+_MAX_SEQUENCE = 2**31 - 1
+
+
+def append(session: Session, environment_id: str, entries: Sequence[TimelineEntry]) -> None:
+    """Write the entries that are not there yet, told by their sequence; the environment has to exist."""
+    if not entries:
+        return
+    statement = insert_into(session, EnvironmentEventRow).on_conflict_do_nothing(
+        index_elements=["environment_id", "sequence"]
+    )
+    session.execute(statement, [_values(environment_id, entry) for entry in entries])
+
+
+def page(session: Session, environment_id: str, after: int = -1, limit: int = 200) -> list[TimelineEntry]:
+    """Entries in their order, of a deleted environment too; an empty list is the end.
+
+    Args:
+        after: the sequence of the last entry already read.
+        limit: at most this many, 1 to `MAX_PAGE`.
+    """
+    statement = (
+        select(EnvironmentEventRow)
+        .where(
+            EnvironmentEventRow.environment_id == storable(environment_id),
+            col(EnvironmentEventRow.sequence) > max(-1, min(after, _MAX_SEQUENCE)),
+        )
+        .order_by(col(EnvironmentEventRow.sequence))
+        .limit(max(1, min(limit, MAX_PAGE)))
+    )
+    return [TimelineEntry.model_validate(row.model_dump()) for row in session.exec(statement)]
+
+
+def _values(environment_id: str, entry: TimelineEntry) -> dict[str, object]:
+    text = {"actor": entry.actor, "reason": entry.reason, "message": entry.message}
+    return {
+        "environment_id": environment_id,
+        "sequence": entry.sequence,
+        "at": entry.at,
+        "kind": storable(entry.kind),
+        "name": storable(entry.name),
+        "status": entry.status.value,
+        "generation": entry.generation,
+        "detail": entry.model_dump(mode="json")["detail"],
+    } | {name: None if value is None else storable(value) for name, value in text.items()}

@@ -1,0 +1,1 @@
+"""The automation node: proves its key to a gateway and carries out desktop tasks (node-protocol.md)."""

@@ -1,0 +1,386 @@
+"""`monitor_host`: health, container events and the two-way sweep, on the real engine and a made-up control
+plane.
+"""
+
+import asyncio
+import contextlib
+import os
+import shutil
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from tempfile import mkdtemp
+from typing import Any
+
+import docker
+import pytest
+from temporalio.exceptions import ApplicationError
+from temporalio.testing import ActivityEnvironment
+
+from activities import host as monitor
+from activities.container_spec import HostConfig
+from activities.docker_host import DockerHostActivities
+from activities.temporal_link import Life, Unreachable
+from models.identifiers import (
+    LABEL_ENVIRONMENT,
+    LABEL_GENERATION,
+    LABEL_HOST,
+    LABEL_INSTALLATION,
+    new_environment_id,
+)
+from models.messages import ContainerEvent, HostRecord, Message, MonitorHost, RemoveContainer
+from tests.activities.conftest import SDK_LEAKS, Desk
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.docker
+
+
+class Plane:
+    """A control plane in memory."""
+
+    def __init__(self) -> None:
+        self.signals: list[tuple[str, str, Message]] = []
+        self.lives: dict[str, Life] = {}
+        self.running: dict[str, int] = {}
+        self.away = False
+        self.looked: list[str] = []
+
+    async def signal(self, workflow_id: str, name: str, argument: Message) -> bool:
+        if self.away:
+            raise Unreachable("away")
+        self.signals.append((workflow_id, name, argument))
+        return True
+
+    async def life(self, environment_id: str) -> Life:
+        if self.away:
+            raise Unreachable("away")
+        self.looked.append(environment_id)
+        return self.lives.get(environment_id, Life.OPEN)
+
+    async def believed_running(self, host_id: str) -> list[str]:
+        return list(self.running)
+
+    async def believed_generation(self, environment_id: str) -> int | None:
+        return self.running.get(environment_id)
+
+    def events(self, environment_id: str) -> list[ContainerEvent]:
+        return [
+            argument
+            for workflow_id, name, argument in self.signals
+            if workflow_id.endswith(environment_id) and isinstance(argument, ContainerEvent)
+        ]
+
+    def health(self) -> list[HostRecord]:
+        return [argument for _, _, argument in self.signals if isinstance(argument, HostRecord)]
+
+
+@pytest.fixture
+def plane() -> Plane:
+    return Plane()
+
+
+@pytest.fixture
+def desk(config: HostConfig, plane: Plane, image: str, host_id: str) -> Any:
+    activities = DockerHostActivities(config, plane)
+    yield Desk(activities, image, host_id, config.state_dir)
+    activities.close()
+
+
+@contextlib.asynccontextmanager
+async def monitoring(host: DockerHostActivities, host_id: str) -> AsyncIterator[ActivityEnvironment]:
+    env = ActivityEnvironment()
+    task = asyncio.ensure_future(env.run(host.monitor_host, MonitorHost(host_id=host_id)))
+    try:
+        yield env
+    finally:
+        env.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait_for(task, 10)
+
+
+async def swept(desk: Desk, plane: Plane) -> None:
+    """The first sweep has seen the environment, so the event stream is open."""
+    await eventually(lambda: desk.id in plane.looked, "the sweep")
+
+
+async def test_health_is_told_once_and_heartbeats_go_on(
+    desk: Desk, plane: Plane, host_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(monitor, "PROBE_SECONDS", 0.1)
+    monkeypatch.setattr(monitor, "BEAT_SECONDS", 0.05)
+    beats: list[int] = []
+    env = ActivityEnvironment()
+    env.on_heartbeat = lambda *details: beats.append(1)
+    task = asyncio.ensure_future(env.run(desk.host.monitor_host, MonitorHost(host_id=host_id)))
+    await eventually(lambda: plane.health() and len(beats) > 10, "health and heartbeats")
+    await asyncio.sleep(0.5)
+    env.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(task, 10)
+    (record,) = plane.health()
+    assert (
+        record.docker_available
+        and record.healthy
+        and record.version
+        and record.label.startswith("desktop-runtime:")
+    )
+    assert plane.signals[0][:2] == (f"desktop-host/{host_id}", "docker_health")
+
+
+async def test_another_host_is_refused(desk: Desk) -> None:
+    with pytest.raises(ApplicationError, match="asked to be"):
+        await ActivityEnvironment().run(desk.host.monitor_host, MonitorHost(host_id="other"))
+
+
+async def test_a_crash_is_told_with_code_and_log(
+    desk: Desk, plane: Plane, engine: docker.APIClient, host_id: str
+) -> None:
+    started = await asyncio.to_thread(desk.start, 4)
+    async with monitoring(desk.host, host_id):
+        await swept(desk, plane)
+        assert not plane.events(desk.id), "nothing is told of one that runs"
+        await asyncio.to_thread(engine.kill, started.container_id, "SIGKILL")
+        await eventually(lambda: plane.events(desk.id), "the crash")
+        await asyncio.to_thread(engine.remove_container, started.container_id)
+        await asyncio.sleep(0.5)
+    (event,) = plane.events(desk.id)
+    assert (event.event, event.generation, event.exit_code) == ("exited", 4, 137)
+    assert event.container_id == started.container_id and event.log_tail
+
+
+async def test_removed_and_paused_by_hand(
+    desk: Desk, plane: Plane, engine: docker.APIClient, host_id: str
+) -> None:
+    started = await asyncio.to_thread(desk.start)
+    async with monitoring(desk.host, host_id):
+        await swept(desk, plane)
+        await asyncio.to_thread(engine.pause, started.container_id)
+        await eventually(lambda: [e.event for e in plane.events(desk.id)] == ["paused"], "paused")
+        await asyncio.to_thread(engine.remove_container, started.container_id, force=True)
+        await eventually(lambda: len(plane.events(desk.id)) == 2, "removed")
+    assert plane.events(desk.id)[1].event in ("exited", "removed")
+
+
+async def test_what_we_remove_ourselves_is_not_told(
+    desk: Desk, plane: Plane, engine: docker.APIClient, host_id: str
+) -> None:
+    await asyncio.to_thread(desk.start)
+    async with monitoring(desk.host, host_id):
+        await swept(desk, plane)
+        await asyncio.to_thread(desk.start, 2)
+        request = RemoveContainer(environment_id=desk.id, generation=2, grace_seconds=0)
+        await asyncio.to_thread(desk.run, desk.host.remove_container, request)
+        # A crash afterwards shows that events arrive.
+        third = await asyncio.to_thread(desk.start, 3)
+        await asyncio.to_thread(engine.kill, third.container_id)
+        await eventually(lambda: plane.events(desk.id), "the crash")
+    assert {event.generation for event in plane.events(desk.id)} == {3}
+
+
+async def test_while_pairing_is_awaited_its_step_tells(desk: Desk, plane: Plane, host_id: str) -> None:
+    async with monitoring(desk.host, host_id):
+        await eventually(plane.health, "health")
+        started = await asyncio.to_thread(desk.start, label="fades")
+        with pytest.raises(ApplicationError) as caught:
+            await asyncio.to_thread(desk.wait_for_pairing, started)
+        await asyncio.sleep(0.3)
+    if caught.value.details[0]["log_tail"] and plane.events(desk.id):
+        # It died before the wait began, on a busy machine: then both tell, of the same generation.
+        assert {event.generation for event in plane.events(desk.id)} == {1}
+
+
+async def test_events_wait_for_temporal(
+    desk: Desk, plane: Plane, engine: docker.APIClient, host_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(monitor, "RETRY_SECONDS", 0.1)
+    started = await asyncio.to_thread(desk.start)
+    async with monitoring(desk.host, host_id):
+        await swept(desk, plane)
+        plane.away = True
+        await asyncio.to_thread(engine.kill, started.container_id)
+        await asyncio.sleep(0.5)
+        plane.away = False
+        await eventually(lambda: plane.events(desk.id), "the crash, late")
+
+
+async def test_the_sweep_tells_what_happened_meanwhile(
+    desk: Desk, plane: Plane, engine: docker.APIClient, host_id: str
+) -> None:
+    started = await asyncio.to_thread(desk.start)
+    await asyncio.to_thread(engine.kill, started.container_id)
+    await asyncio.to_thread(engine.wait, started.container_id)
+    missing, fresh = new_environment_id(), new_environment_id()
+    plane.running = {missing: 7, desk.id: 1}
+    async with monitoring(desk.host, host_id):
+        await eventually(lambda: plane.events(desk.id) and plane.events(missing), "both told")
+    assert [(e.event, e.exit_code) for e in plane.events(desk.id)] == [("exited", 137)]
+    assert [(e.event, e.generation) for e in plane.events(missing)] == [("absent", 7)]
+    assert not plane.events(fresh)
+
+
+async def test_orphans_go_and_only_orphans(
+    desk: Desk, plane: Plane, engine: docker.APIClient, host_id: str, image: str, config: HostConfig
+) -> None:
+    """Closed workflow: gone with its directory. Open, of another host, another installation, unknown: left
+    alone.
+    """
+    await asyncio.to_thread(desk.start)
+    closed, forgotten, kept = (Desk(desk.host, image, host_id, config.state_dir) for _ in range(3))
+    for other in (closed, forgotten, kept):
+        await asyncio.to_thread(other.start)
+    plane.lives = {closed.id: Life.CLOSED, forgotten.id: Life.UNKNOWN}
+
+    def stranger(**labels: str) -> str:
+        environment_id = new_environment_id()
+        marks = {LABEL_ENVIRONMENT: environment_id, LABEL_HOST: host_id, LABEL_GENERATION: "1"}
+        marks |= {name.replace("_", "."): value for name, value in labels.items()}
+        marks = {name: value for name, value in marks.items() if value}
+        plane.lives[environment_id] = Life.UNKNOWN
+        return str(engine.create_container(image, labels=marks)["Id"])
+
+    other_host = engine.create_container(
+        image, labels={LABEL_HOST: f"{host_id}-x", LABEL_ENVIRONMENT: closed.id}
+    )["Id"]
+    plane.lives[closed.id] = Life.CLOSED
+    unmarked = stranger()
+    foreign_id = new_environment_id()
+    foreign = engine.create_container(
+        image,
+        labels={
+            LABEL_ENVIRONMENT: foreign_id,
+            LABEL_HOST: host_id,
+            LABEL_GENERATION: "1",
+            LABEL_INSTALLATION: "another",
+        },
+    )["Id"]
+    plane.lives[foreign_id] = Life.CLOSED
+    try:
+        async with monitoring(desk.host, host_id):
+            await eventually(lambda: not closed.home.exists() and not forgotten.home.exists(), "orphans gone")
+            await asyncio.sleep(0.3)
+        left = {found["Id"] for found in engine.containers(all=True)}
+        assert {other_host, unmarked, foreign} <= left
+        mine = {
+            found["Labels"][LABEL_ENVIRONMENT]
+            for found in engine.containers(filters={"label": f"{LABEL_HOST}={host_id}"})
+        }
+        assert mine == {desk.id, kept.id}
+        assert desk.home.exists() and kept.home.exists()
+        assert not plane.events(closed.id), "an orphan's end is nobody's news"
+    finally:
+        engine.remove_container(other_host, force=True)
+
+
+async def test_nothing_is_removed_while_temporal_is_away(
+    desk: Desk, plane: Plane, engine: docker.APIClient, host_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(monitor, "RETRY_SECONDS", 0.1)
+    started = await asyncio.to_thread(desk.start)
+    plane.away, plane.lives = True, {desk.id: Life.CLOSED}
+    async with monitoring(desk.host, host_id):
+        await asyncio.sleep(0.6)
+        assert engine.inspect_container(started.container_id)["State"]["Running"]
+        plane.away = False
+        await eventually(lambda: not desk.home.exists(), "the orphan gone, late")
+
+
+class Relay:
+    """A socket in front of the real engine's that can hang up, hang and come back."""
+
+    def __init__(self, directory: str) -> None:
+        self.path = os.path.join(directory, "docker.sock")
+        self.hang = False
+        self._server: socket.socket | None = None
+        self._open: list[socket.socket] = []
+        self.up()
+
+    def up(self) -> None:
+        self._server = socket.socket(socket.AF_UNIX)
+        self._server.bind(self.path)
+        self._server.listen(64)
+        threading.Thread(target=self._accept, args=(self._server,), daemon=True).start()
+
+    def down(self) -> None:
+        """Connections break, new ones are refused."""
+        assert self._server is not None
+        with contextlib.suppress(OSError):
+            self._server.shutdown(socket.SHUT_RDWR)
+        self._server.close()
+        os.unlink(self.path)
+        for end in self._open:
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+        self._open.clear()
+
+    def _accept(self, server: socket.socket) -> None:
+        while True:
+            try:
+                client, _ = server.accept()
+            except OSError:
+                return
+            engine = socket.socket(socket.AF_UNIX)
+            engine.connect("/var/run/docker.sock")
+            self._open += [client, engine]
+            for source, target in ((client, engine), (engine, client)):
+                threading.Thread(target=self._pass, args=(source, target), daemon=True).start()
+
+    def _pass(self, source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                while self.hang:
+                    threading.Event().wait(0.02)
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+
+
+@pytest.fixture
+def relay() -> Any:
+    directory = mkdtemp(prefix="relay")
+    relay = Relay(directory)
+    yield relay
+    relay.hang = False
+    with contextlib.suppress(OSError):
+        relay.down()
+    shutil.rmtree(directory)
+
+
+@SDK_LEAKS
+@pytest.mark.usefixtures("sdk_leaks")
+@pytest.mark.parametrize("way", ["away", "hung"])
+async def test_engine_lost_and_back(
+    way: str,
+    relay: Relay,
+    config: HostConfig,
+    plane: Plane,
+    image: str,
+    host_id: str,
+    engine: docker.APIClient,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Told once each, and what happened meanwhile is told afterwards: nothing is missed."""
+    monkeypatch.setattr(monitor, "PROBE_SECONDS", 0.2)
+    monkeypatch.setattr(monitor, "PROBE_DEADLINE", 1.0)
+    host = DockerHostActivities(replace(config, docker_host=f"unix://{relay.path}"), plane)
+    desk = Desk(host, image, host_id, config.state_dir)
+    started = await asyncio.to_thread(desk.start)
+    health: Callable[[], list[bool]] = lambda: [record.docker_available for record in plane.health()]  # noqa: E731
+    async with monitoring(host, host_id):
+        await swept(desk, plane)
+        await eventually(lambda: health() == [True], "healthy")
+        if way == "away":
+            await asyncio.to_thread(relay.down)
+        else:
+            relay.hang = True
+        await eventually(lambda: health() and not health()[-1], "unhealthy")
+        await asyncio.to_thread(engine.kill, started.container_id)
+        if way == "away":
+            relay.up()
+        relay.hang = False
+        await eventually(lambda: health()[-1], "healthy again")
+        await eventually(lambda: plane.events(desk.id), "what happened meanwhile")
+    text = next(record.last_error for record in plane.health() if not record.docker_available)
+    assert ("in time" in str(text)) is (way == "hung") or way == "away"
+    assert plane.events(desk.id)[0].event == "exited"
+    host.close()

@@ -1,0 +1,1 @@
+"""The admin API and the takeover proxy, over real sockets."""
