@@ -2,13 +2,9 @@
 ours.
 """
 
-import io
 import logging
-import re
-import tarfile
 import threading
 import time
-from typing import Any
 
 from docker.errors import APIError, NotFound
 from docker.types import LogConfig
@@ -27,11 +23,13 @@ from activities.engine import DOCKER_ERRORS, Engine, Inspection, docker_failure,
 from activities.failures import failure
 from activities.guards import Guards
 from activities.hostfiles import EnvironmentFiles, give_to
+from activities.image_users import numeric_user, user_in_image
 from activities.images import image_user, inspect_image
+from activities.inspection import exited, generation_of, is_ours, published_port
 from activities.logs import log_tail
 from activities.steps import Step
 from models.errors import ErrorCode
-from models.identifiers import LABEL_ENVIRONMENT, LABEL_GENERATION, LABEL_HOST, container_name
+from models.identifiers import LABEL_HOST, container_name
 from models.messages import (
     ContainerRemoved,
     ContainerStarted,
@@ -46,9 +44,6 @@ GONE_SECONDS = 30
 NETWORK_OPTIONS = {"com.docker.network.bridge.enable_icc": "false"}
 
 _PHASE = "start_container"
-
-_NO_PROGRAM = re.compile(r"\[FATAL tini \(\d+\)\] exec .* failed: ")
-"""Docker's init, when the image's command is not there, not executable, or for another processor."""
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +68,7 @@ class Containers:
             DOCKER_ERRORS: the engine does not answer.
         """
         found = self._engine.inspect(container_name(environment_id))
-        return found if found is not None and self._is_ours(found, environment_id) else None
+        return found if found is not None and is_ours(found, self._config.host_id, environment_id) else None
 
     def start(self, request: StartContainer, files: EnvironmentFiles, step: Step) -> ContainerStarted:
         """Have the container of this generation running, as `activities.interface` says.
@@ -164,8 +159,7 @@ class Containers:
         self._ensure_network()
         named = image_user(image)
         user = container_user(spec, named)
-        marks = labels(self._config, spec, generation)
-        ids = self._numeric(user, image["Id"], spec, marks)
+        ids = self._ids(user, image["Id"], spec, generation)
         planned = plan(self._config, spec, generation, files, user, ids, image_names_user=bool(named))
         step.check()
         container_id = self._create(planned, spec.environment_id)
@@ -242,52 +236,28 @@ class Containers:
                         raise
             self._network_known = True
 
+    def _ids(self, user: str, image_id: str, spec: EnvironmentSpec, generation: int) -> tuple[int, int]:
+        """The numbers behind the container's user; one the image names is looked up once per image."""
+        known = numeric_user(user) or self._users.get((image_id, user))
+        if known is not None:
+            return known
+        # The account file is read from a container that never runs; a crash leaves it half-done, to be made again.
+        made = self._engine.work.create_container(
+            spec.image_ref,
+            name=container_name(spec.environment_id),
+            labels=labels(self._config, spec, generation),
+        )
+        try:
+            known = user_in_image(self._engine, str(made["Id"]), user)
+        finally:
+            self._discard(str(made["Id"]))
+        self._users[(image_id, user)] = known
+        return known
+
     def _give_files(self, ids: tuple[int, int], files: EnvironmentFiles) -> None:
         files.make_directories()
         for path in (files.runtime_home, files.identity, files.token):
             give_to(path, *ids)
-
-    def _numeric(
-        self, user: str, image_id: str, spec: EnvironmentSpec, marks: dict[str, str]
-    ) -> tuple[int, int]:
-        """The ids of the container's user; one the image names is looked up once per image."""
-        name, _, group = (user or "0:0").partition(":")
-        if name.isdecimal() and (group.isdecimal() or not group):
-            return int(name), int(group or name)
-        known = self._users.get((image_id, user))
-        if known is None:
-            made = self._engine.work.create_container(
-                spec.image_ref, name=container_name(spec.environment_id), labels=marks
-            )
-            try:
-                known = self._look_up_user(name, group, str(made["Id"]))
-            finally:
-                self._discard(str(made["Id"]))
-            self._users[(image_id, user)] = known
-        return known
-
-    def _look_up_user(self, name: str, group: str, container_id: str) -> tuple[int, int]:
-        """Ids of a user the image names, from the image's own account file."""
-        for line in self._read_from(container_id, "/etc/passwd").splitlines():
-            parts = line.split(":")
-            if len(parts) < 4 or name not in (parts[0], parts[2]):
-                continue
-            if parts[2].isdecimal() and parts[3].isdecimal():
-                return int(parts[2]), int(group) if group.isdecimal() else int(parts[3])
-        message = f"the image runs as user {name}, whom its /etc/passwd does not know"
-        raise failure(ErrorCode.IMAGE_MISMATCH, message, phase=_PHASE)
-
-    def _read_from(self, container_id: str, path: str) -> str:
-        try:
-            parts, _ = self._engine.work.get_archive(container_id, path)
-        except NotFound:
-            return ""
-        with tarfile.open(fileobj=io.BytesIO(b"".join(parts))) as archive:
-            for member in archive:
-                content = archive.extractfile(member)
-                if content is not None:
-                    return content.read(1_000_000).decode("utf-8", "replace")
-        return ""
 
     def _started(self, container: Inspection, notes: list[str], *, adopted: bool) -> ContainerStarted:
         return ContainerStarted(
@@ -299,17 +269,9 @@ class Containers:
             notes=notes,
         )
 
-    def _is_ours(self, container: Inspection, environment_id: str) -> bool:
-        marked = container["Config"].get("Labels") or {}
-        return (
-            marked.get(LABEL_HOST) == self._config.host_id
-            and marked.get(LABEL_ENVIRONMENT) == environment_id
-            and str(marked.get(LABEL_GENERATION, "")).isdecimal()
-        )
-
     def _refuse_stranger(self, container: Inspection, environment_id: str, generation: int) -> None:
         name = container_name(environment_id)
-        if not self._is_ours(container, environment_id):
+        if not is_ours(container, self._config.host_id, environment_id):
             message = f"a container named {name} exists that this host did not make; remove or rename it"
         elif generation_of(container) > generation:
             message = f"a container of generation {generation_of(container)} exists; {generation} is over"
@@ -318,55 +280,3 @@ class Containers:
         raise failure(
             ErrorCode.START_FAILED, message, phase=_PHASE, generation=generation, non_retryable=True
         )
-
-
-def generation_of(container: Inspection) -> int:
-    """The generation in the container's label."""
-    return int(container["Config"]["Labels"][LABEL_GENERATION])
-
-
-def published_port(container: Inspection, port: int) -> int:
-    """The host's port behind a container's port; raises the failure `start_failed` where it is not
-    published.
-    """
-    bindings = (container["NetworkSettings"].get("Ports") or {}).get(f"{port}/tcp") or []
-    for binding in bindings:
-        if str(binding.get("HostPort", "")).isdecimal():
-            return int(binding["HostPort"])
-    raise failure(ErrorCode.START_FAILED, f"Docker did not publish port {port}", phase=_PHASE)
-
-
-def exited(engine: Engine, container: Inspection | None, phase: str, generation: int) -> Exception:
-    """The failure `sandbox_exited` with exit code, out-of-memory flag and log tail. Raises
-    `DOCKER_ERRORS`.
-    """
-    if container is None:
-        message = "the container was removed from outside"
-        return failure(ErrorCode.SANDBOX_EXITED, message, phase=phase, generation=generation)
-    state: dict[str, Any] = container["State"]
-    code, oom = state.get("ExitCode"), bool(state.get("OOMKilled"))
-    lines = log_tail(engine, container["Id"]) or []
-    if code in (126, 127) and (no_program := [line for line in lines if _NO_PROGRAM.match(line)]):
-        message = f"the image cannot be run as a sandbox: {no_program[-1]}"
-        return failure(
-            ErrorCode.IMAGE_MISMATCH,
-            message,
-            phase=phase,
-            generation=generation,
-            exit_code=code,
-            log_tail=lines,
-        )
-    message = (
-        f"the sandbox ran out of memory (exit code {code})" if oom else f"the sandbox exited with code {code}"
-    )
-    if state.get("Error"):
-        message += f": {' '.join(str(state['Error']).split())[:300]}"
-    return failure(
-        ErrorCode.SANDBOX_EXITED,
-        message,
-        phase=phase,
-        generation=generation,
-        exit_code=code,
-        oom_killed=oom,
-        log_tail=lines,
-    )

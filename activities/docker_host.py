@@ -8,7 +8,7 @@ from typing import TypeVar
 from temporalio import activity
 
 from activities.container_spec import HostConfig
-from activities.containers import Containers, generation_of
+from activities.containers import Containers
 from activities.credentials import mint_node_token
 from activities.engine import DOCKER_ERRORS, Engine, docker_failure
 from activities.failures import failure
@@ -17,6 +17,7 @@ from activities.host import HostMonitor
 from activities.hostfiles import EnvironmentFiles, environment_files, remove_tree
 from activities.identity import prepare_identity
 from activities.images import ensure_image
+from activities.inspection import generation_of
 from activities.interface import HostActivities
 from activities.logs import log_tail
 from activities.pairing import NodePairing

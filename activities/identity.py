@@ -1,6 +1,4 @@
-"""The device identity of an environment's node (protocol sections 1.2 and 3.2), and this host's own id
-(11.1).
-"""
+"""The device identity of an environment's node (protocol sections 1.2 and 3.2)."""
 
 import base64
 import hashlib
@@ -17,9 +15,8 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from activities.failures import failure
-from activities.hostfiles import EnvironmentFiles, make_directory, read_json, write_file
+from activities.hostfiles import EnvironmentFiles, read_json, write_file
 from models.errors import ErrorCode
-from models.identifiers import is_host_id, new_host_id
 from models.messages import Identity
 from models.tokens import b64url, b64url_strict
 
@@ -84,22 +81,6 @@ def read_identity(path: Path) -> Identity | None:
     if any(document.get(name) != whole[name] for name in ("deviceId", "publicKey")):
         return None
     return Identity(device_id=whole["deviceId"], public_key=whole["publicKey"], created=False)
-
-
-def load_host_id(state_dir: Path) -> str:
-    """This host's id, made on first use and kept in the state directory (protocol section 11.1).
-
-    Raises:
-        ValueError: the file holds what cannot be a host id.
-    """
-    path = state_dir / "runtime-state" / "desktop-runtime-host-id"
-    if not path.exists():
-        make_directory(path.parent)
-        write_file(path, new_host_id() + "\n")
-    host_id = path.read_text(encoding="utf-8").strip()
-    if not is_host_id(host_id):
-        raise ValueError(f"{path} does not hold a host id; remove it to be given a new one")
-    return host_id
 
 
 def _make(files: EnvironmentFiles) -> Identity:

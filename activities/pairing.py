@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from activities.container_spec import HostConfig
-from activities.containers import exited, generation_of
 from activities.credentials import read_token
 from activities.engine import DOCKER_ERRORS, Engine, EventStream, Inspection, docker_failure
 from activities.failures import failure
 from activities.guards import Guards
 from activities.hostfiles import EnvironmentFiles
+from activities.inspection import exited, generation_of, parse_docker_time
 from activities.logs import log_tail
 from activities.probes import NodeProof, Paired, TokenRefused, gateway_origin, prove_novnc, prove_rfb
 from activities.steps import Step, Stopped, background
@@ -190,12 +190,6 @@ class NodePairing:
 
 def _started_at(container: Inspection) -> datetime:
     return parse_docker_time(str(container["State"]["StartedAt"]))
-
-
-def parse_docker_time(text: str) -> datetime:
-    """A time as Docker writes it: RFC 3339 with up to nanoseconds."""
-    whole, _, rest = text.rstrip("Z").partition(".")
-    return datetime.fromisoformat(f"{whole}.{(rest + '000000')[:6]}+00:00")
 
 
 def _ms(since: datetime, until: datetime) -> float:

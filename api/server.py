@@ -13,6 +13,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
+from ipaddress import ip_network
 
 import docker
 import uvicorn
@@ -146,10 +147,12 @@ def bridge_address() -> str:
         finally:
             client.close()
         for pool in (network.attrs.get("IPAM") or {}).get("Config") or []:
-            if gateway := pool.get("Gateway"):
-                return str(gateway)
-        reason = "its bridge network has no gateway address"
-    except (DockerException, RequestException) as error:
+            # Some engines leave the gateway out of a bridge they found in place: the first address then.
+            address = pool.get("Gateway") or str(ip_network(pool["Subnet"])[1])
+            if _is_own(address):
+                return str(address)
+        reason = "its bridge network has no gateway address on this machine"
+    except (DockerException, RequestException, KeyError, ValueError, IndexError) as error:
         reason = str(error).splitlines()[0][:200]
     logger.warning(
         "no Docker engine tells the bridge's address (%s): the node listener is on %s, where sandboxes "
@@ -158,6 +161,14 @@ def bridge_address() -> str:
         LOOPBACK,
     )
     return LOOPBACK
+
+
+def _is_own(address: str) -> bool:
+    try:
+        bind("NODE", address, 0).close()
+    except ListenError:
+        return False
+    return True
 
 
 def configure_logging(level: str) -> None:

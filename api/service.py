@@ -19,7 +19,7 @@ from api.schemas import CommandBody, EnvironmentCreate, EnvironmentDetail, Envir
 from inventory import defaults, environments, events, hosts
 from models.errors import Conflict, InvalidRequest, NotFound, Unavailable
 from models.identifiers import is_host_id, new_environment_id
-from models.lifecycle import Command, Status
+from models.lifecycle import Command, Situation, Status, apply_command, is_settled
 from models.messages import (
     AwaitSettled,
     CommandSignal,
@@ -33,7 +33,7 @@ from models.tables import EnvironmentRow, HostRow
 
 logger = logging.getLogger(__name__)
 
-GLANCE_SECONDS = 0.25
+GLANCE_SECONDS = 0.03
 """How long an accepted command waits to say what became of it; a busy worker must not make accepting slow."""
 HEARTBEAT_SECONDS = 1.0
 
@@ -136,7 +136,8 @@ async def command(
         rotate_identity=isinstance(body, ResetBody) and body.rotate_identity,
     )
     await services.workflows.signal(environment_id, name.value, signal)
-    return await _outcome(services, environment_id, row, signal.request_id, wait_seconds)
+    expected = _after(environments.view(row), name) if row else None
+    return await _outcome(services, environment_id, row, expected, signal.request_id, wait_seconds)
 
 
 async def patch(
@@ -149,21 +150,26 @@ async def patch(
     """
     given = body.model_fields_set
     row = await _commandable(services, environment_id, None)
-    request_id = str(uuid4())
+    expected = environments.view(row) if row else None
     if given & {"label", "image_ref"}:
         change = SpecChange(
             label=body.label,
             clear_label="label" in given and body.label is None,
             image_ref=body.image_ref if "image_ref" in given else None,
             actor=operator.name,
-            request_id=request_id,
+            request_id=str(uuid4()),
         )
         await services.workflows.signal(environment_id, "change_spec", change)
+        if expected is not None:
+            expected.spec = expected.spec.model_copy(
+                update=body.model_dump(include=given & {"label", "image_ref"})
+            )
     if "desired_running" in given:
         name = Command.START if body.desired_running else Command.STOP
         signal = CommandSignal(actor=operator.name, request_id=str(uuid4()), reason="desired_running changed")
         await services.workflows.signal(environment_id, name.value, signal)
-    return (await _outcome(services, environment_id, row, None, 0)).environment
+        expected = _after(expected, name) if expected else None
+    return (await _outcome(services, environment_id, row, expected, None, 0)).environment
 
 
 async def logs(services: Services, environment_id: str, refresh: bool) -> list[str]:
@@ -249,13 +255,18 @@ async def _outcome(
     services: Services,
     environment_id: str,
     row: EnvironmentRow | None,
+    expected: EnvironmentView | None,
     request_id: str | None,
     wait_seconds: int,
 ) -> Outcome:
-    """The environment after an accepted command; what goes wrong from here on does not undo that."""
+    """The environment after an accepted command; what goes wrong from here on does not undo that.
+
+    Args:
+        expected: shown when the workflow does not answer in time.
+    """
     seen = row.last_seen_at if row else None
     source: Literal["workflow", "inventory"] = "workflow"
-    view, gone = environments.view(row) if row else None, False
+    view, gone = expected, False
     try:
         if wait_seconds:
             request = AwaitSettled(after_request_id=request_id, timeout_seconds=wait_seconds)
@@ -276,6 +287,15 @@ async def _outcome(
         raise Unavailable("the command was accepted; the environment cannot be shown now")
     settled = bool(wait_seconds) and (gone or (source == "workflow" and view.settled))
     return Outcome(EnvironmentDetail.from_view(view, source, seen), settled, gone)
+
+
+def _after(view: EnvironmentView, name: Command) -> EnvironmentView:
+    """What the transition function makes of a command, so that an answer never shows what was before it."""
+    now = Situation(view.status, view.desired_running, recovery=view.recovery)
+    then = apply_command(now, name).situation
+    changed = {"status": then.status, "desired_running": then.desired_running, "recovery": then.recovery}
+    still = view.takeover_available and then.status is Status.RUNNING
+    return view.model_copy(update=changed | {"settled": is_settled(then), "takeover_available": still})
 
 
 def _chosen_host(known: list[HostRow], host_id: str | None) -> HostRow:

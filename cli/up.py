@@ -5,7 +5,7 @@ import json
 import os
 import signal
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,18 +23,26 @@ from cli.supervisor import ChildFailed, Part, Report, Supervisor
 from models.settings import ApiSettings, ConfigurationError, HostSettings, load
 
 _TAIL_LINES = 15
+_BRIDGE_PATIENCE = 3.0
+_NOWHERE = "127.0.0.1"
+"""Where the node listener goes when no sandbox could reach it anyway."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Everything decided before the first child starts."""
+    """Everything decided before the first child starts.
+
+    Attributes:
+        problem: why no environment can run. note: what else the operator should know.
+    """
 
     state_dir: Path
     endpoints: Endpoints
     admin_token: str
     token_file: Path | None
     host_id: str
-    notes: list[str]
+    problem: str | None = None
+    note: str | None = None
 
 
 def prepare(state_dir: Path) -> Prepared:
@@ -49,37 +57,50 @@ def prepare(state_dir: Path) -> Prepared:
     except ConfigurationError as error:
         raise CliError(str(error), ExitCode.USAGE) from None
     remembered = state.read_endpoints(state_dir)
-    notes: list[str] = []
-    node_host = api.node_host or ports.bridge_address() or (remembered.node_host if remembered else "")
-    if not node_host or not ports.is_free(node_host, 0):
-        notes.append(
-            "Docker's bridge is not there: environments can run after Docker and then `up` are started"
-        )
-        node_host = "127.0.0.1"
+    node_host = api.node_host or _bridge(remembered)
     endpoints = ports.plan(
         remembered,
         admin_host=api.admin_host,
         admin_port=api.admin_port,
-        node_host=node_host,
+        node_host=node_host or _NOWHERE,
         node_port=api.node_port,
-        fixed=frozenset(
-            name for name in ("admin_port", "node_port") if f"DESKTOP_{name.upper()}" in os.environ
-        ),
+        fixed=frozenset(n for n in ("admin_port", "node_port") if f"DESKTOP_{n.upper()}" in os.environ),
     )
-    if remembered and remembered.node_url != endpoints.node_url:
-        notes.append(
+    problem = note = None
+    kept = endpoints
+    if node_host is None:
+        problem = "Docker's bridge is not there: start Docker, then `up` again; no environment can run before"
+        # Containers that run already know the remembered address and no other.
+        if remembered is not None:
+            kept = replace(endpoints, node_host=remembered.node_host, node_port=remembered.node_port)
+    elif remembered is not None and remembered.node_url != endpoints.node_url:
+        note = (
             f"the node listener moved from {remembered.node_url} to {endpoints.node_url}: "
             "environments that run already find it again after a reset"
         )
-    state.write_endpoints(state_dir, endpoints)
+    state.write_endpoints(state_dir, kept)
     return Prepared(
         state_dir=state_dir,
         endpoints=endpoints,
         admin_token=api.admin_token or state.ensure_admin_token(state_dir),
         token_file=None if api.admin_token else state_dir / state.ADMIN_TOKEN,
         host_id=host.host_id or state.ensure_host_id(state_dir),
-        notes=notes,
+        problem=problem,
+        note=note,
     )
+
+
+def _bridge(remembered: Endpoints | None) -> str | None:
+    """The address of Docker's bridge, once it can be listened on; None when there is none."""
+    deadline = time.monotonic() + _BRIDGE_PATIENCE
+    while True:
+        address = ports.bridge_address() or (remembered.node_host if remembered else None)
+        if address is not None and ports.is_free(address, 0):
+            return address
+        # Without Docker there is nothing to wait for; while it starts, the interface comes a moment later.
+        if address is None or time.monotonic() > deadline:
+            return None
+        time.sleep(0.1)
 
 
 def run(state_dir: Path, *, as_json: bool, console: Console) -> None:
@@ -144,9 +165,11 @@ def _announce(
 ) -> None:
     endpoints = prepared.endpoints
     late = progress.late()
-    notes = [*prepared.notes, *(f"{name} is not ready yet: {reason}" for name, reason in late.items())]
+    waiting = (f"{name} is not ready yet: {reason}" for name, reason in late.items())
+    notes = [*filter(None, (prepared.problem, prepared.note)), *waiting]
+    ready = not late and prepared.problem is None
     answer: dict[str, Any] = {
-        "ready": not late,
+        "ready": ready,
         "api_url": endpoints.api_url,
         "docs_url": endpoints.docs_url,
         "temporal_ui_url": endpoints.temporal_ui_url,
@@ -176,7 +199,7 @@ def _announce(
         ("Logs", answer["log_dir"]),
     ):
         table.add_row(name, Text(value))
-    console.print(Text(f"up in {seconds:.1f} s", style="bold green" if not late else "bold yellow"))
+    console.print(Text(f"up in {seconds:.1f} s", style="bold green" if ready else "bold yellow"))
     console.print(table)
     for note in notes:
         console.print(Text(f"note: {note}", style="yellow"), soft_wrap=True)

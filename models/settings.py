@@ -104,7 +104,8 @@ class HostSettings(Settings):
         gateway_ws_url: the gateway's `/ws` as containers reach it (protocol section 8.2).
         takeover_origin: origin, without a port, under which published ports are reached.
         network: Docker network of the sandboxes, made when absent.
-        max_activities: host activities at once.
+        max_activities: host activities at once; each is a thread that mostly waits. With every one taken the host
+            looks unreachable to the next environment.
     """
 
     host_id: str = ""
@@ -113,7 +114,7 @@ class HostSettings(Settings):
     gateway_ws_url: str = "ws://host.containers.internal:8788/ws"
     takeover_origin: str = "http://127.0.0.1"
     network: str = "desktop-environments"
-    max_activities: int = Field(default=64, ge=4, le=1000)
+    max_activities: int = Field(default=256, ge=4, le=1000)
 
     @field_validator("host_id")
     @classmethod

@@ -5,5 +5,4 @@ import sys
 import sandbox.log  # first, so that the clock of the log lines starts here
 import sandbox.supervisor
 
-assert sandbox.log
 sys.exit(sandbox.supervisor.main())

@@ -135,6 +135,8 @@ class Story:
             if not line:
                 raise DemoFailed("`desktopctl up` ended before it was ready; its own words are above")
             self._up = json.loads(line)
+            for note in self._up["notes"]:
+                self._say(f"note: {note}")
             self._check(self._up["ready"], "Temporal, API, control worker and host worker are ready")
             self.host_id = self._up["host_id"]
             self._session = Session(STATE_DIR, self._up["api_url"], out=self._console, err=self._console)
@@ -366,6 +368,8 @@ def clean_up() -> None:
     state.prepare(STATE_DIR)
     with state.exclusive(STATE_DIR):
         leftovers.remove_installation(STATE_DIR, state.read_text(STATE_DIR / state.HOST_ID))
+        for log in (STATE_DIR / "logs").iterdir():
+            log.unlink()
 
 
 def shows_terminal(image: bytes) -> bool:
@@ -385,7 +389,6 @@ def save(path: Path, image: bytes) -> str:
 
 def explain(console: Console, failure: DemoFailed) -> None:
     """Say what did not hold and show what the parts logged."""
-    console.print(Text(f"\nThe demonstration failed: {failure}", style="bold red"), soft_wrap=True)
     for name in failure.logs:
         path = STATE_DIR / "logs" / f"{name}.log"
         # That requests were answered explains nothing.
@@ -394,7 +397,8 @@ def explain(console: Console, failure: DemoFailed) -> None:
             console.print(Text(f"--- the end of {path}", style="bold"), soft_wrap=True)
         for line in lines:
             console.print(Text(f"  {render.clean(line)}", style="dim"), soft_wrap=True)
-    console.print(Text(f"every log: {STATE_DIR / 'logs'}"), soft_wrap=True)
+    console.print(Text(f"\nThe demonstration failed: {failure}", style="bold red"), soft_wrap=True)
+    console.print(Text(f"Every log: {STATE_DIR / 'logs'}"), soft_wrap=True)
 
 
 def main() -> int:
@@ -418,6 +422,9 @@ def main() -> int:
         console.print(Text("\ninterrupted", style="yellow"))
         return int(ExitCode.INTERRUPTED)
     finally:
+        # The end of the stack is bounded in time; a second Ctrl-C must not leave half of it behind.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         story.close()
     return 0
 

@@ -117,7 +117,9 @@ class DesktopHost:
                 )
 
     async def _write(self) -> None:
-        self._record = self._record.model_copy(update={"revision": max(self._record.revision + 1, int(workflow.now().timestamp() * 1000))})
+        # Above what an earlier run of this workflow id recorded, too: a reset by hand starts the count anew.
+        revision = max(self._record.revision + 1, int(workflow.now().timestamp() * 1000))
+        self._record = self._record.model_copy(update={"revision": revision})
         health = "healthy" if self._record.healthy else "unhealthy"
         await in_inventory(
             ControlActivities.record_host,

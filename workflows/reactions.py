@@ -265,11 +265,12 @@ class Reactions:
             return Event.FAILED_ON_HOST
         if error.code in LASTING_CODES:
             return Event.FAILED_LASTING
-        if state.situation.status in (Status.STARTING, Status.RUNNING):
-            recent = [at for at in state.failures if at > now - policies.RESTART_WINDOW]
-            state.failures = [*recent, now]
-            if len(state.failures) > policies.RESTART_ATTEMPTS:
-                return Event.FAILED_LASTING
+        recent = [at for at in state.failures if at > now - policies.RESTART_WINDOW]
+        state.failures = [*recent, now]
+        # A stop is never given up: what is to be gone has to go, however slowly it is tried again.
+        starting = state.situation.status in (Status.STARTING, Status.RUNNING)
+        if starting and len(state.failures) > policies.RESTART_ATTEMPTS:
+            return Event.FAILED_LASTING
         return Event.FAILED_RETRYABLE
 
     def apply(self, step: Step) -> bool:

@@ -5,10 +5,6 @@
 two live processes of one identity would throw each other out for ever; 4001 ends the older. The usual older
 socket is a half-open one that its own process has given up, and then nobody hears the code.
 
-**A revoked pairing** closes the socket. A scoped token is dead with it: 4001. A managed or admin token is not, and
-4001 would end the sandbox's main process and make a crash loop of an operator's decision: 1008, and the node
-comes back, unpaired.
-
 **Shutting down** closes sockets with 1001 and leaves the rows as they are: nodes come back within the grace time of
 the next process, and nobody is told of a disconnection. `close` has to run before uvicorn is told to exit, which
 closes the sockets itself with 1012.
@@ -24,13 +20,13 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from sqlalchemy import Engine
-from sqlmodel import Session
 from starlette.websockets import WebSocket
 
 from api import database
 from api.gateway import records
 from api.gateway.connection import Connection, Disconnected, Registry
 from api.gateway.credentials import AdminVerifier, Credentials
+from api.gateway.decisions import Decisions, send_pairing
 from api.gateway.dispatch import Dispatcher, Outcome, Task
 from api.gateway.door import Admitted, Door
 from api.gateway.handshake import Issue, random_issue
@@ -38,8 +34,7 @@ from api.gateway.limits import Limits
 from api.gateway.peer import Peer
 from api.gateway.presence import PresenceListener, PresenceReporter, persist
 from inventory import node_tokens, nodes, pairings
-from inventory.pairings import Approval, Decided
-from models.errors import NotFound, Unauthorized, Unavailable
+from models.errors import Unauthorized, Unavailable
 from models.messages import NodePresence
 from models.pairing import NodePairing, PairingStatus
 
@@ -63,7 +58,7 @@ class SelfView:
 
 
 class Gateway:
-    """The nodes of one api process.
+    """The nodes of one api process. `decisions`: what operators decide about pairings.
 
     Args:
         presence_listener: told when a managed node is lost and when a lost one is back.
@@ -89,6 +84,7 @@ class Gateway:
         self._peer = Peer(self._registry)
         self._dispatcher = Dispatcher(engine, self._registry, self._limits)
         self._reporter = PresenceReporter(presence_listener)
+        self.decisions = Decisions(engine, self.connection, self._changed)
         self._node_locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._changes: dict[str, asyncio.Event] = {}
         self._background: set[asyncio.Task[None]] = set()
@@ -171,7 +167,7 @@ class Gateway:
         if arrival.back and claims.environment_id is not None and claims.generation is not None:
             self._report(claims.environment_id, claims.generation, connection.node_id, True, "reconnected")
         if arrival.decided.approved:
-            await _send_pairing(connection, arrival.decided)
+            await send_pairing(connection, arrival.decided)
 
     async def _depart(self, node_id: str, reason: str, *, again: bool = False) -> None:
         async def attempt() -> None:
@@ -243,82 +239,6 @@ class Gateway:
         """As `Dispatcher.dispatch`."""
         return await self._dispatcher.dispatch(node_id, task)
 
-    async def approve(
-        self, pairing_id: int, approval: Approval, *, operator: str, reason: str | None
-    ) -> NodePairing:
-        """Approve a pairing and tell its node; in a state that has nothing to approve, nothing changes.
-
-        Raises:
-            NotFound: there is no such pairing.
-        """
-        known = await self._pairing(pairing_id)
-        connected = self.connection(known.node.node_id) is not None
-
-        def work(session: Session) -> Decided | None:
-            return pairings.approve(
-                session,
-                pairing_id,
-                approval,
-                operator=operator,
-                reason=reason,
-                connected=connected,
-                now=datetime.now(UTC),
-            )
-
-        decided = _found(await database.write(self._engine, work), pairing_id)
-        connection = self._learn(decided.pairing)
-        if connection is not None and decided.changed:
-            try:
-                await _send_pairing(connection, decided)
-            except Disconnected:
-                logger.info("node %s left before it heard of its approval", connection.node_id)
-        return decided.pairing
-
-    async def deny(self, pairing_id: int, *, operator: str, reason: str | None) -> NodePairing:
-        """Deny a waiting pairing; in other states nothing changes.
-
-        Raises:
-            NotFound: there is no such pairing.
-        """
-
-        def work(session: Session) -> Decided | None:
-            return pairings.deny(session, pairing_id, operator=operator, reason=reason, now=datetime.now(UTC))
-
-        decided = _found(await database.write(self._engine, work), pairing_id)
-        self._learn(decided.pairing)
-        return decided.pairing
-
-    async def revoke(self, pairing_id: int, *, operator: str, reason: str | None) -> NodePairing:
-        """Revoke an approved pairing and close its node's socket; in other states nothing changes.
-
-        Raises:
-            NotFound: there is no such pairing.
-        """
-
-        def work(session: Session) -> Decided | None:
-            return pairings.revoke(
-                session, pairing_id, operator=operator, reason=reason, now=datetime.now(UTC)
-            )
-
-        decided = _found(await database.write(self._engine, work), pairing_id)
-        connection = self._learn(decided.pairing)
-        if connection is not None and decided.changed:
-            await connection.close(4001 if connection.claims.kind == "scoped" else 1008, "pairing revoked")
-        return decided.pairing
-
-    async def _pairing(self, pairing_id: int) -> NodePairing:
-        found = await database.read(self._engine, lambda session: pairings.get(session, pairing_id))
-        if found is None:
-            raise NotFound(f"there is no pairing {pairing_id}")
-        return found
-
-    def _learn(self, pairing: NodePairing) -> Connection | None:
-        connection = self.connection(pairing.node.node_id)
-        if connection is not None:
-            connection.pairing = pairing
-            self._changed(connection.node_id)
-        return connection
-
     # --- the node's own view ---
 
     async def view_self(self, token: str, wait: float) -> SelfView:
@@ -366,16 +286,3 @@ class Gateway:
         task = asyncio.create_task(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
-
-
-async def _send_pairing(connection: Connection, decided: Decided) -> None:
-    payload: dict[str, Any] = {"pairing": decided.pairing.wire()}
-    if decided.scoped_token is not None:
-        payload["scoped_token"] = decided.scoped_token
-    await connection.send_event("pairing.updated", payload)
-
-
-def _found(decided: Decided | None, pairing_id: int) -> Decided:
-    if decided is None:
-        raise NotFound(f"there is no pairing {pairing_id}")
-    return decided

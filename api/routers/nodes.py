@@ -183,7 +183,9 @@ async def approve_pairing(
     if umbrellas:
         raise InvalidRequest(f"capability_allowlist: {', '.join(umbrellas)} stand for several; name each")
     approval = Approval(body.trust_level, body.capability_allowlist)
-    pairing = await gateway.approve(pairing_id, approval, operator=operator.name, reason=body.reason)
+    pairing = await gateway.decisions.approve(
+        pairing_id, approval, operator=operator.name, reason=body.reason
+    )
     return PairingAnswer(status="ok", pairing=pairing)
 
 
@@ -193,7 +195,7 @@ async def deny_pairing(
 ) -> PairingAnswer:
     """Deny a waiting pairing; read `pairing.status` for the outcome."""
     reason = body.reason if body else None
-    pairing = await gateway.deny(pairing_id, operator=operator.name, reason=reason)
+    pairing = await gateway.decisions.deny(pairing_id, operator=operator.name, reason=reason)
     return PairingAnswer(status="ok", pairing=pairing)
 
 
@@ -203,7 +205,7 @@ async def revoke_pairing(
 ) -> PairingAnswer:
     """Revoke an approved pairing and close its socket; for a managed node until an operator approves again."""
     reason = body.reason if body else None
-    pairing = await gateway.revoke(pairing_id, operator=operator.name, reason=reason)
+    pairing = await gateway.decisions.revoke(pairing_id, operator=operator.name, reason=reason)
     return PairingAnswer(status="ok", pairing=pairing)
 
 

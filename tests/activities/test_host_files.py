@@ -9,7 +9,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from temporalio.exceptions import ApplicationError
 
-from activities.identity import device_id_of, identity_document, load_host_id, read_identity
+from activities.identity import device_id_of, identity_document, read_identity
 from activities.logs import tidy
 from models import tokens
 from models.messages import MintNodeToken, PrepareIdentity, WipeRuntime
@@ -182,14 +182,6 @@ def test_a_full_or_readonly_disk_is_an_internal_error(desk: Desk) -> None:
     with pytest.raises(ApplicationError) as caught:
         desk.prepare()
     assert caught.value.type == "internal"
-
-
-def test_host_id_is_made_once(tmp_path: Path) -> None:
-    first = load_host_id(tmp_path)
-    assert first.startswith("desktop-host-") and load_host_id(tmp_path) == first
-    (tmp_path / "runtime-state" / "desktop-runtime-host-id").write_text("../x\n")
-    with pytest.raises(ValueError, match="remove it"):
-        load_host_id(tmp_path)
 
 
 def test_log_lines_are_made_fit_for_history() -> None:

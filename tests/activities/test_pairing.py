@@ -13,7 +13,7 @@ from temporalio.testing import ActivityEnvironment
 from activities import pairing
 from activities.container_spec import HostConfig
 from activities.docker_host import DockerHostActivities
-from activities.pairing import parse_docker_time
+from activities.inspection import parse_docker_time
 from activities.probes import gateway_origin
 from models.errors import ErrorCode
 from tests.activities.conftest import Desk

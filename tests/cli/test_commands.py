@@ -1,6 +1,9 @@
 """Every command against a served API: what it prints, what it sends, and its exit code."""
 
 import json
+import os
+import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,8 @@ from cli import ports, render
 from cli.commands.reading import after
 from cli.exits import ExitCode, of_http_status
 from tests.cli.conftest import Desktopctl
-from tests.cli.fake_api import HOST, PNG, Fake
+from tests.cli.fake_api import HOST, PNG, TOKEN, Fake
+from tests.cli.support_cli import process
 
 ONE = "11111111-1111-4111-8111-111111111111"
 TWO = "11112222-2222-4222-8222-222222222222"
@@ -351,3 +355,38 @@ def test_relative_times() -> None:
     ]:
         assert render.ago(text, at) == shown
     assert render.ago(None) == "-"
+
+
+@pytest.mark.parametrize(("command", "shown"), [("timeline", "command entry4"), ("logs", "first line")])
+def test_following_ends_with_ctrl_c(fake: Fake, tmp_path: Path, command: str, shown: str) -> None:
+    fake.add(ONE)
+    environment = os.environ | {
+        "DESKTOP_STATE_DIR": str(tmp_path),
+        "DESKTOP_ADMIN_TOKEN": TOKEN,
+        "DESKTOP_API_URL": fake.url,
+        "PYTHONUNBUFFERED": "1",
+    }
+    with process(sys.executable, "-m", "cli.main", command, ONE, "--follow", env=environment) as follower:
+        assert follower.stdout is not None
+        assert any(shown in line for line in follower.stdout)
+        follower.send_signal(signal.SIGINT)
+        _, told = follower.communicate(timeout=30)
+        assert follower.returncode == ExitCode.INTERRUPTED
+        assert told == ""
+
+
+def test_a_reader_that_goes_away_is_no_error(fake: Fake, tmp_path: Path) -> None:
+    fake.add(ONE)
+    fake.logs = [f"line {number} {'x' * 200}" for number in range(2000)]
+    environment = os.environ | {
+        "DESKTOP_STATE_DIR": str(tmp_path),
+        "DESKTOP_ADMIN_TOKEN": TOKEN,
+        "DESKTOP_API_URL": fake.url,
+    }
+    with process(sys.executable, "-m", "cli.main", "logs", ONE, env=environment) as writer:
+        assert writer.stdout is not None
+        assert writer.stderr is not None
+        assert writer.stdout.readline().startswith("line 0")
+        writer.stdout.close()
+        assert writer.stderr.read() == ""
+        assert writer.wait(30) == 0

@@ -5,11 +5,12 @@ import re
 import socket
 import stat
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from cli import ports, state
+from cli import ports, state, up
 from cli.exits import CliError, ExitCode
 from cli.state import Endpoints
 from models.identifiers import is_host_id
@@ -94,6 +95,7 @@ def test_an_unusable_state_directory_is_told(tmp_path: Path) -> None:
 def test_one_up_at_a_time(tmp_path: Path) -> None:
     code = f"""
 import sys
+from dataclasses import replace
 from pathlib import Path
 from cli import state
 with state.exclusive(Path({str(tmp_path)!r})):
@@ -169,3 +171,32 @@ def test_an_address_of_another_machine_is_told() -> None:
 def test_damaged_endpoints_are_as_good_as_none(tmp_path: Path, content: str) -> None:
     (tmp_path / state.ENDPOINTS).write_bytes(content.encode("latin-1"))
     assert state.read_endpoints(tmp_path) is None
+
+
+def test_without_a_bridge_the_remembered_address_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in os.environ if name.startswith("DESKTOP_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("DESKTOP_STATE_DIR", str(tmp_path))
+    monkeypatch.setattr(up, "_BRIDGE_PATIENCE", 0.0)
+    monkeypatch.setattr(ports, "bridge_address", lambda: None)
+    state.prepare(tmp_path)
+    first = up.prepare(tmp_path)
+    assert first.problem is not None
+    assert first.endpoints.node_host == LOOPBACK
+
+    before = replace(first.endpoints, node_host="203.0.113.7", node_port=8788)
+    state.write_endpoints(tmp_path, before)
+    again = up.prepare(tmp_path)
+    assert again.problem is not None
+    assert again.endpoints.node_host == LOOPBACK
+    assert state.read_endpoints(tmp_path) == replace(again.endpoints, node_host="203.0.113.7", node_port=8788)
+
+    monkeypatch.setattr(ports, "bridge_address", lambda: "127.0.0.2")
+    moved = up.prepare(tmp_path)
+    assert moved.problem is None
+    assert moved.note is not None
+    assert "http://203.0.113.7:8788" in moved.note
+    assert moved.admin_token == first.admin_token
+    assert moved.host_id == first.host_id

@@ -39,7 +39,9 @@ class Stack:
             AssertionError: it ended with another exit code than `code`.
         """
         command = [sys.executable, "-m", "cli.main", *args, "--json"]
-        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(
+            command, env=self.environment, capture_output=True, text=True, timeout=120, check=False
+        )
         assert done.returncode == code, f"{args}: exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
         assert "Traceback" not in done.stdout + done.stderr
         return json.loads(done.stdout) if done.stdout.strip() else None
@@ -57,7 +59,9 @@ class Stack:
 
     def create(self, **body: Any) -> dict[str, Any]:
         """Create an environment and wait until it is settled."""
-        answer = self.call("POST", "/desktop-environments", {"desired_running": True, "image_ref": IMAGE} | body)
+        answer = self.call(
+            "POST", "/desktop-environments", {"desired_running": True, "image_ref": IMAGE} | body
+        )
         assert answer.status_code == 201, answer.text
         return self.settled(str(answer.json()["environment"]["environment_id"]))
 
@@ -75,7 +79,9 @@ class Stack:
 
 def stack_environment(state_dir: Path) -> dict[str, str]:
     """The environment of a stack in `state_dir`, with none of this machine's own settings."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("DESKTOP_", "TEMPORAL_"))}
+    kept = {
+        name: value for name, value in os.environ.items() if not name.startswith(("DESKTOP_", "TEMPORAL_"))
+    }
     return kept | {"DESKTOP_STATE_DIR": str(state_dir), "DESKTOP_DEFAULT_IMAGE": IMAGE}
 
 

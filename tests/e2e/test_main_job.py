@@ -92,16 +92,16 @@ def test_the_main_job(stack: Stack, environment_ids: list[str]) -> None:
 
 def test_an_operator_at_the_command_line(stack: Stack, environment_ids: list[str]) -> None:
     created = stack.desktopctl("create", "--label", "cli", "--wait")
-    environment_id = created["environment"]["environment_id"]
+    environment_id = created["environment_id"]
     environment_ids.append(environment_id)
-    assert created["environment"]["status"] == "running"
-    listed = stack.desktopctl("list")["environments"]
+    assert created["status"] == "running"
+    listed = stack.desktopctl("list")
     assert environment_id in {entry["environment_id"] for entry in listed}
-    assert stack.desktopctl("stop", "cli", "--wait")["environment"]["status"] == "stopped"
-    assert stack.desktopctl("show", environment_id[:8])["environment"]["status"] == "stopped"
+    assert stack.desktopctl("stop", "cli", "--wait")["status"] == "stopped"
+    assert stack.desktopctl("show", environment_id[:8])["status"] == "stopped"
     stack.desktopctl("show", "no-such-environment", code=3)
     stack.desktopctl("screenshot", environment_id, code=4)
-    hosts = stack.desktopctl("hosts")["hosts"]
+    hosts = stack.desktopctl("hosts")
     assert [host["healthy"] for host in hosts] == [True]
     stack.desktopctl("delete", environment_id, "--yes", "--wait")
     stack.desktopctl("show", environment_id, code=3)
@@ -149,7 +149,9 @@ def test_no_secret_reaches_history(stack: Stack, environment_ids: list[str]) -> 
 
     async def history() -> str:
         client = await Client.connect(stack.up["temporal_address"])
-        return (await client.get_workflow_handle(environment_workflow_id(environment_id)).fetch_history()).to_json()
+        return (
+            await client.get_workflow_handle(environment_workflow_id(environment_id)).fetch_history()
+        ).to_json()
 
     text = asyncio.run(history())
     haystack = io.StringIO()

@@ -4,10 +4,12 @@ A committed history is a promise to environments that live now: record a new one
 """
 
 import asyncio
+import json
 import sys
 import tempfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 from models import messages as m
 from models.identifiers import environment_workflow_id, host_workflow_id
@@ -131,6 +133,15 @@ STORIES: dict[str, tuple[Story, Callable[[], FakeRuntime]]] = {
 }
 
 
+def without_stack_traces(value: Any) -> Any:
+    """The same JSON without stack traces: they name this machine's paths, and replay does not look at them."""
+    if isinstance(value, dict):
+        return {key: without_stack_traces(part) for key, part in value.items() if key != "stackTrace"}
+    if isinstance(value, list):
+        return [without_stack_traces(part) for part in value]
+    return value
+
+
 async def record(names: list[str]) -> None:
     """Play each story and write its history."""
     TARGET.mkdir(exist_ok=True)
@@ -141,7 +152,8 @@ async def record(names: list[str]) -> None:
                 async with plane_of(server.client, Path(directory), runtime()) as plane:
                     workflow_id = await story(plane)
                     history = await server.client.get_workflow_handle(workflow_id).fetch_history()
-            (TARGET / f"{name}.json").write_text(history.to_json())
+            text = json.dumps(without_stack_traces(json.loads(history.to_json())), indent=1)
+            (TARGET / f"{name}.json").write_text(text + "\n")
             print(f"{name}: {len(history.events)} events")
 
 
