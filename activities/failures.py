@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from temporalio.exceptions import ApplicationError
+from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
 from models.errors import LASTING_CODES, ErrorCode
 from models.messages import LastError
@@ -44,4 +44,11 @@ def failure(
         log_tail=list(log_tail),
     )
     final = code in NEVER_REPEATED if non_retryable is None else non_retryable
-    return ApplicationError(message, detail.model_dump(mode="json"), type=code.value, non_retryable=final)
+    return ApplicationError(
+        message,
+        detail.model_dump(mode="json"),
+        type=code.value,
+        non_retryable=final,
+        # Recorded and shown where it belongs; a stack in the worker's log would say no more.
+        category=ApplicationErrorCategory.BENIGN,
+    )

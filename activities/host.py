@@ -77,10 +77,11 @@ class HostMonitor:
         self._sweeping: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
-        """Watch until cancelled."""
-        parts = [asyncio.create_task(part) for part in (self._beat(), self._probe(), self._follow())]
+        """Watch until cancelled, or until the worker is told to stop: it would wait for us otherwise."""
+        ends = activity.wait_for_worker_shutdown()
+        parts = [asyncio.create_task(part) for part in (self._beat(), self._probe(), self._follow(), ends)]
         try:
-            done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_EXCEPTION)
+            done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
             for part in done:
                 part.result()
         finally:

@@ -11,7 +11,7 @@ from inventory.admin_tokens import AdminTokenVerifier
 from inventory.engine import describe, is_unavailable
 from models.errors import Unavailable
 
-CONFIGURED_TOKEN_NAME = "admin"
+CONFIGURED_OPERATOR = "admin"
 """Name of whoever presents `DESKTOP_ADMIN_TOKEN`."""
 
 _MAX_TOKEN_CHARS = 512
@@ -39,7 +39,7 @@ class AdminCredentials:
         # Surrogates cannot be encoded plainly, and a header may hold any byte.
         given = token.encode(errors="surrogateescape")
         if self._configured and hmac.compare_digest(given, self._configured):
-            return CONFIGURED_TOKEN_NAME
+            return CONFIGURED_OPERATOR
         try:
             with anyio.fail_after(DEADLINE_SECONDS):
                 principal = await self._verifier.verify(token)

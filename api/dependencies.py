@@ -4,7 +4,7 @@ An application that includes routers sets `app.state.services = Services(…)` f
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 from fastapi import Depends, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -76,9 +76,7 @@ async def require_admin(
 
 def get_services(connection: HTTPConnection) -> Services:
     """The parts of this process."""
-    services = connection.app.state.services
-    assert isinstance(services, Services)
-    return services
+    return cast(Services, connection.app.state.services)
 
 
 def get_settings(connection: HTTPConnection) -> ApiSettings:

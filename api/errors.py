@@ -6,7 +6,7 @@ does not answer. What is left is a defect: logged with an id, answered with the 
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 from uuid import uuid4
 
 from fastapi import FastAPI, Request
@@ -129,17 +129,15 @@ def _response_for_any(error: Exception) -> JSONResponse:
 
 
 async def _on_api_error(_request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, ApiError)
-    return response_for(error)
+    return response_for(cast(ApiError, error))
 
 
 async def _on_validation_error(_request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, RequestValidationError)
-    return response_for(InvalidRequest(validation_message(error.errors())))
+    return response_for(InvalidRequest(validation_message(cast(RequestValidationError, error).errors())))
 
 
-async def _on_http_exception(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, HTTPException)
+async def _on_http_exception(request: Request, raised: Exception) -> JSONResponse:
+    error = cast(HTTPException, raised)
     if isinstance(error.__cause__, ApiError):
         return response_for(error.__cause__)
     if error.status_code == 404:

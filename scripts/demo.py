@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -413,7 +413,9 @@ def main() -> int:
         story.run()
         if arguments.keep and story.stack is not None:
             console.print(Text("\nThe stack keeps running: Ctrl-C ends it.", style="bold"))
-            story.stack.wait()
+            # Ctrl-C is how this ends, and no failure of a story that is told.
+            with suppress(KeyboardInterrupt):
+                story.stack.wait()
     except DemoFailed as failure:
         story.describe()
         explain(console, failure)

@@ -21,7 +21,7 @@ from workflows.host import DesktopHost
 
 log = logging.getLogger(__name__)
 
-HOST_ID_FILE = "desktop-runtime-host-id"
+HOST_ID_FILE = "runtime-state/desktop-runtime-host-id"
 """Where the host id is kept (protocol section 11.1): containers outlive the worker and carry it in a label."""
 
 DRAIN = timedelta(seconds=5)
@@ -44,6 +44,7 @@ def host_id(settings: HostSettings) -> str:
         kept = path.read_text().strip()
     except FileNotFoundError:
         settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, exist_ok=True)
         kept = new_host_id()
         path.touch(mode=0o600)
         path.write_text(f"{kept}\n")
