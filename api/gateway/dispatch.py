@@ -5,7 +5,7 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 from uuid import uuid4
 from weakref import WeakValueDictionary
 
@@ -104,21 +104,29 @@ class Dispatcher:
         if task.capability not in capabilities.INPUT:
             connection = await self._admitted(node_id, task.capability)
             return await self._execute(connection, task.capability, action, timeout)
-        await self._admitted(node_id, task.capability)
         lock = self._input.setdefault(node_id, asyncio.Lock())
+        # The place in the queue is taken before anything is looked up: look-ups end in any order.
+        place = asyncio.create_task(lock.acquire())
         try:
-            async with asyncio.timeout(timeout):
-                await lock.acquire()
-        except TimeoutError:
-            raise Conflict(
-                f"node {node_id} was busy with other input for {timeout:g} s; try again when it is done"
-            ) from None
-        try:
+            await self._admitted(node_id, task.capability)
+            await self._reach(place, node_id, timeout)
             # Much may have changed in the queue.
             connection = await self._admitted(node_id, task.capability)
             return await self._execute(connection, task.capability, action, timeout)
         finally:
-            lock.release()
+            if place.cancel():
+                await asyncio.wait([place])
+            if not place.cancelled():
+                lock.release()
+
+    async def _reach(self, place: "asyncio.Task[Literal[True]]", node_id: str, timeout: float) -> None:
+        try:
+            async with asyncio.timeout(timeout):
+                await asyncio.shield(place)
+        except TimeoutError:
+            raise Conflict(
+                f"node {node_id} was busy with other input for {timeout:g} s; try again when it is done"
+            ) from None
 
     async def _admitted(self, node_id: str, capability: str) -> Connection:
         known = DEVICE_ID.fullmatch(node_id) is not None

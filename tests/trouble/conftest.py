@@ -1,0 +1,34 @@
+"""One stack for all trouble tests of a process, its Docker engine behind a relay."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.trouble.field import Field, prepared_field
+from tests.trouble.images import Images, images
+
+
+@pytest.fixture(scope="session")
+def field_of_trouble(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Field]:
+    """The whole stack with real containers."""
+    with prepared_field(tmp_path_factory.mktemp("trouble"), relayed=True) as made:
+        yield made
+
+
+@pytest.fixture
+def field(field_of_trouble: Field) -> Iterator[Field]:
+    """The same; what a test made is deleted after it, also when it failed, and has to be gone."""
+    yield field_of_trouble
+    made, field_of_trouble.made = field_of_trouble.made, []
+    for environment_id in made:
+        if field_of_trouble.show(environment_id):
+            field_of_trouble.command(environment_id, "delete")
+    for environment_id in made:
+        field_of_trouble.delete(environment_id)
+
+
+@pytest.fixture(scope="session")
+def bad_images() -> Iterator[Images]:
+    """A maker of images that misbehave."""
+    with images() as maker:
+        yield maker

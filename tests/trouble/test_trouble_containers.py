@@ -1,0 +1,56 @@
+"""Container trouble at the real stack (issue 3, point 2): noticed, recovered, explained."""
+
+import pytest
+
+from tests.trouble.field import PARTS, Field
+
+pytestmark = [pytest.mark.e2e, pytest.mark.docker, pytest.mark.xdist_group("trouble")]
+
+
+def test_killed_is_noticed_recovered_and_explained(field: Field) -> None:
+    environment_id = field.running()
+    old = field.token(environment_id)
+    recovery = field.recover(environment_id, field.container(environment_id).kill)
+    print(recovery)
+    # A system that polls every 10 s said `running` in 753 of 753 reads.
+    assert recovery.lies < 20
+    field.check_agreement(environment_id, "running")
+    assert field.token(environment_id) != old
+    assert field.refused(old) == 4001
+    (error,) = field.errors(environment_id)
+    assert error["name"] == "sandbox_exited" and error["generation"] == 1
+    assert error["detail"]["exit_code"] == 137 and error["detail"]["log_tail"]
+    assert "oom_killed" not in error["detail"]
+    seen = field.stack.desktopctl("show", environment_id)
+    assert (seen["restarts"], seen["last_error"]) == (1, None)
+
+
+@pytest.mark.parametrize("way", ["removed", "paused", *PARTS])
+def test_whatever_happens_to_it(field: Field, way: str) -> None:
+    environment_id = field.running()
+    container = field.container(environment_id)
+    if way == "removed":
+        recovery = field.recover(environment_id, lambda: container.remove(force=True))
+    elif way == "paused":
+        recovery = field.recover(environment_id, container.pause)
+    else:
+        recovery = field.recover(environment_id, field.kill_inside(environment_id, PARTS[way]))
+    print(way, recovery)
+    field.check_agreement(environment_id, "running")
+    (error,) = field.errors(environment_id)
+    expected = "sandbox_unhealthy" if way == "paused" else "sandbox_exited"
+    assert (error["name"], error["generation"]) == (expected, 1)
+    if way in PARTS:
+        assert error["detail"]["exit_code"] == 137
+        assert "died (signal SIGKILL)" in error["detail"]["log_tail"][-1]
+
+
+def test_out_of_memory_as_a_whole(field: Field) -> None:
+    environment_id = field.running()
+    recovery = field.recover(environment_id, field.out_of_memory(environment_id, whole=True))
+    print(recovery)
+    field.check_agreement(environment_id, "running")
+    (error,) = field.errors(environment_id)
+    assert error["name"] == "sandbox_exited" and "out of memory" in error["message"]
+    assert error["detail"]["oom_killed"] is True and error["detail"]["exit_code"] == 137
+    assert error["detail"]["log_tail"]
