@@ -201,6 +201,8 @@ def _temporal_arguments(state_dir: Path, endpoints: Endpoints) -> tuple[str, ...
         *("--db-filename", str(state_dir / "temporal.db")),
         # Without it every hop costs 50-100 ms instead of 7-20 ms (design section 2).
         *("--dynamic-config-value", "history.transferProcessorMaxPollRPS=2000"),
+        # Without it a timer of less than a second lasts one, and so does the back-off before the first restart.
+        *("--dynamic-config-value", 'history.timerProcessorMaxTimeShift="20ms"'),
         *("--search-attribute", f"{SEARCH_ATTRIBUTE_STATUS}=Keyword"),
         *("--search-attribute", f"{SEARCH_ATTRIBUTE_HOST}=Keyword"),
         *("--log-level", "warn"),

@@ -30,8 +30,9 @@ new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/
 find_python() {
     for python in "${PYTHON:-}" python3 python3.11 python3.12 python3.13 python3.14 /usr/bin/python3; do
         if [ -n "$python" ] && command -v "$python" >/dev/null 2>&1 && new_enough "$python"; then
-            # The interpreter itself, not a version manager's shim that could later mean another one.
-            "$python" -c 'import sys; print(sys.executable)'
+            # The interpreter itself, not a version manager's shim that could later mean another one, nor the
+            # environment that happens to be active, which would be rebuilt from itself.
+            "$python" -c 'import os, sys; print(os.path.realpath(getattr(sys, "_base_executable", sys.executable)))'
             return
         fi
     done

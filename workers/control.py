@@ -21,6 +21,10 @@ WORKFLOW_TASKS = 16
 """Four a core on a small machine: mass replay after a restart must not trip the deadlock detector. Without a cache only
 one: the SDK evicts a run to make room for another task and drops the local activities it has in flight."""
 
+STICKY = timedelta(seconds=3)
+"""How long a task waits for the worker that has its workflow in memory: the SDK's 10 s are what every environment would
+stand still for after that worker was killed. A busy worker's tasks that wait longer cost it a replay, nothing else."""
+
 DRAIN = timedelta(seconds=10)
 """A SQL write in flight is given this long at shutdown."""
 
@@ -45,6 +49,7 @@ def build(client: Client, settings: ControlSettings) -> Worker:
         max_concurrent_workflow_tasks=WORKFLOW_TASKS if settings.max_cached_workflows else 1,
         max_concurrent_local_activities=LOCAL_ACTIVITIES,
         max_concurrent_activities=LOCAL_ACTIVITIES,
+        sticky_queue_schedule_to_start_timeout=STICKY,
         graceful_shutdown_timeout=DRAIN,
     )
 

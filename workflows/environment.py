@@ -45,7 +45,8 @@ class DesktopEnvironment:
         if start.state is not None:
             self._state = EnvironmentState.model_validate(start.state)
         else:
-            now = workflow.now()
+            # Not `workflow.now()`, which a replay may see a moment later where local activities prolonged the task.
+            now = workflow.info().start_time
             self._state = EnvironmentState(
                 spec=start.spec,
                 situation=SituationRecord(desired_running=start.desired_running),

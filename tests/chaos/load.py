@@ -27,11 +27,10 @@ class Load:
         self._going = threading.Event()
         self._ended = threading.Event()
         self._sending = [threading.Lock() for _ in range(environments)]
+        chances = [random.Random(f"{seed}/{n}") for n in range(environments)]  # noqa: S311 - repeatable, no secret
         self._threads = [
-            threading.Thread(
-                target=self._command, args=(number, random.Random(f"{seed}/{number}")), daemon=True
-            )
-            for number in range(environments)
+            threading.Thread(target=self._command, args=(number, chance), daemon=True)
+            for number, chance in enumerate(chances)
         ]
         for thread in self._threads:
             thread.start()

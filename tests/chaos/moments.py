@@ -55,7 +55,7 @@ def strike(plane: Plane, fan: Fan, kill: Callable[[], None]) -> dict[str, str]:
 
     def send(name: str, lead: float) -> None:
         time.sleep(max(0.0, kill_at - lead - time.monotonic()))
-        plane.operator.send(fan.members[name], name.split()[0])
+        plane.operator.send(fan.members[name], name.split(maxsplit=1)[0])
 
     # Commands that are not answered by then go on into the kill, as they should.
     with ThreadPoolExecutor(len(LEADS)) as pool:

@@ -67,6 +67,12 @@ class Operator:
         self.ledger.commands[environment_id].append(Sent(marker, name, accepted))
         return accepted
 
+    def note(self, environment_id: str, name: str) -> str:
+        """Write down a command that goes to the workflow directly; returns its marker."""
+        marker = f"chaos {uuid4()}"
+        self.ledger.commands[environment_id].append(Sent(marker, name, accepted=True))
+        return marker
+
     def show(self, environment_id: str) -> dict[str, Any] | None:
         """The environment's detail, or None when it was not answered."""
         answer = self._request("GET", f"/desktop-environments/{environment_id}")

@@ -13,7 +13,7 @@ from scripts.rfb import handshake
 from tests.chaos.invariants import converge, no_failed_tasks
 from tests.chaos.load import Load
 from tests.chaos.moments import Fan, prepare, strike
-from tests.chaos.plane import API, COMPONENTS, TEMPORAL, Plane
+from tests.chaos.plane import COMPONENTS, Plane
 
 pytestmark = [pytest.mark.e2e, pytest.mark.docker, pytest.mark.xdist_group("chaos")]
 

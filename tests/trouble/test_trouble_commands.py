@@ -1,0 +1,142 @@
+"""Commands in every phase of a start, and storms of them, at the real stack (issue 3, points 1 and 8)."""
+
+import random
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
+from websockets.typing import Subprotocol
+
+from tests.trouble.field import Field, within
+from tests.trouble.images import BOOT, Images
+
+pytestmark = [pytest.mark.e2e, pytest.mark.docker, pytest.mark.xdist_group("trouble")]
+
+HELD = {
+    "image looked up": r"GET \S+/images/\S+/json",
+    "container being made": r"POST \S+/containers/create",
+    "container being started": r"POST \S+/containers/\w+/start",
+}
+"""Requests to the engine that a start waits for."""
+
+EXPECTED = {"stop": "stopped", "reset": "running", "start": "running"}
+
+
+@pytest.fixture(scope="session")
+def slow_image(bad_images: Images) -> str:
+    """Its node and its VNC server come up seconds after the container."""
+    return bad_images.variant(f"sleep 2; exec {BOOT}")
+
+
+@contextmanager
+def held_start(field: Field, phase: str, slow_image: str) -> Iterator[str]:
+    """An environment whose start is in this phase; it may go on when the context ends."""
+    if phase in HELD:
+        with field.relay.holding(HELD[phase], answer=phase.startswith("image")) as hold:
+            environment_id = field.create()
+            assert hold.came.wait(20), phase
+            yield environment_id
+    else:
+        environment_id = field.create(image_ref=slow_image)
+        within(lambda: field.show(environment_id)["phase"] == "await_node_pairing", phase)
+        yield environment_id
+
+
+@pytest.mark.parametrize("command", ["stop", "reset", "delete", "start"])
+@pytest.mark.parametrize("phase", [*HELD, "node awaited"])
+def test_in_every_phase_of_a_start(field: Field, phase: str, command: str, slow_image: str) -> None:
+    with held_start(field, phase, slow_image) as environment_id:
+        answer = field.command(environment_id, command)
+        if command == "delete":
+            assert answer.status_code == 202
+        time.sleep(0.15)
+    if command == "delete":
+        field.delete(environment_id)
+        return
+    # `start` asks for what is wanted already: sent again, it only waits.
+    settled = field.settle(environment_id, "stop" if command == "stop" else "start")
+    assert settled["status"] == EXPECTED[command], settled
+    seen = field.check_agreement(environment_id, EXPECTED[command])
+    assert seen["last_error"] is None and seen["restarts"] == 0
+    assert [error["name"] for error in field.errors(environment_id)] == []
+    if command == "start":
+        assert seen["generation"] == 1
+
+
+def test_start_while_it_stops(field: Field) -> None:
+    environment_id = field.running()
+    with field.relay.holding(r"POST \S+/containers/\w+/stop") as hold:
+        field.command(environment_id, "stop")
+        assert hold.came.wait(20)
+        field.command(environment_id, "start")
+        assert field.show(environment_id)["status"] == "stopping"
+    within(lambda: field.show(environment_id)["generation"] == 2, "the next generation")
+    assert field.settle(environment_id, "start")["status"] == "running"
+    field.check_agreement(environment_id, "running")
+    assert field.errors(environment_id) == []
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_twenty_commands_in_a_row(field: Field, seed: int) -> None:
+    chance = random.Random(seed)
+    environment_id = field.create()
+    last = "start"
+    for _ in range(20):
+        command = chance.choice(["start", "stop", "reset"])
+        last = command if command != "reset" else last
+        field.command(environment_id, command)
+        assert len(field.stack.containers(environment_id)) <= 1
+        time.sleep(chance.choice([0, 0, 0.02, 0.1, 0.4]))
+    status = field.settle(environment_id, last)["status"]
+    assert status == EXPECTED[last]
+    field.check_agreement(environment_id, status)
+    assert field.errors(environment_id) == []
+
+
+def test_creates_and_deletes_racing(field: Field) -> None:
+    """A reconciler that polls leaked 91 of 200 containers here."""
+    chance = random.Random(7)
+    pauses = [chance.uniform(0, 1.2) for _ in range(20)]
+
+    def life(pause: float) -> str:
+        environment_id = field.create()
+        time.sleep(pause)
+        field.command(environment_id, "delete", wait=60)
+        return environment_id
+
+    with ThreadPoolExecutor(10) as pool:
+        made = list(pool.map(life, pauses))
+    for environment_id in made:
+        field.check_nothing_left(environment_id)
+
+
+def test_delete_leaves_nothing(field: Field) -> None:
+    environment_id = field.running()
+    token = field.token(environment_id)
+    session = field.stack.call("POST", f"/desktop-environments/{environment_id}/takeover-token").json()
+    link = session["entry_url"].split("?")[0].removesuffix("/vnc.html").replace("http", "ws", 1)
+    with connect(f"{link}/websockify", subprotocols=[Subprotocol("binary")], proxy=None) as takeover:
+        assert takeover.recv(timeout=10)
+        field.command(environment_id, "delete", wait=60)
+        with pytest.raises(ConnectionClosed):
+            while True:
+                takeover.recv(timeout=10)
+    field.check_nothing_left(environment_id)
+    # A deleted environment's node came back with its old token here.
+    assert field.refused(token) == 4001
+    assert field.stack.http.get(session["entry_url"]).status_code == 404
+
+
+def test_many_created_at_once_all_pair(field: Field) -> None:
+    began = time.monotonic()
+    made = field.many(8)
+    with ThreadPoolExecutor(8) as pool:
+        settled = list(pool.map(lambda environment_id: field.settle(environment_id, "start"), made))
+    print(f"8 at once: all running after {time.monotonic() - began:.1f} s")
+    assert {environment["status"] for environment in settled} == {"running"}
+    for environment_id in made:
+        field.check_agreement(environment_id, "running")

@@ -1,0 +1,95 @@
+"""Containers and workflows that lost each other, and deletes with the host away (issue 3, points 7 and 8)."""
+
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from models.identifiers import (
+    LABEL_ENVIRONMENT,
+    LABEL_GENERATION,
+    LABEL_HOST,
+    LABEL_INSTALLATION,
+    container_name,
+    environment_workflow_id,
+    new_environment_id,
+)
+from scripts import leftovers
+from tests.e2e.stack import IMAGE
+from tests.trouble.field import Field, within
+
+pytestmark = [pytest.mark.e2e, pytest.mark.docker, pytest.mark.xdist_group("trouble")]
+
+
+@pytest.fixture
+def strangers(field: Field) -> Iterator[list[str]]:
+    """Containers that look much like ours and are none of our business."""
+    host_id, made = field.stack.up["host_id"], []
+    environment_id = new_environment_id()
+    labels = {LABEL_ENVIRONMENT: environment_id, LABEL_HOST: host_id, LABEL_GENERATION: "1"}
+    for other in (
+        {LABEL_HOST: "desktop-host-of-somebody-else", LABEL_INSTALLATION: "this"},
+        {LABEL_INSTALLATION: "another-installation"},
+        {LABEL_ENVIRONMENT: "not-an-id"},
+        # Ours by all its labels, but no workflow of that id was ever known, and it names no installation.
+        {},
+    ):
+        stranger = new_environment_id()
+        made.append(
+            field.engine.containers.create(
+                IMAGE, name=container_name(stranger), labels=labels | {LABEL_ENVIRONMENT: stranger} | other
+            ).id
+        )
+    yield made
+    for container in made:
+        field.engine.containers.get(container).remove(force=True)
+
+
+@pytest.mark.parametrize("begin", ["worker restarted", "event stream cut"])
+def test_two_way_sweep(field: Field, strangers: list[str], begin: str) -> None:
+    orphan, robbed, well = field.many(3)
+    for environment_id in (orphan, robbed, well):
+        assert field.settle(environment_id, "start")["status"] == "running"
+    untouched = field.container(well).id
+    field.stack.temporal("workflow", "terminate", "--workflow-id", environment_workflow_id(orphan))
+    assert field.stack.containers(orphan)
+    if begin == "worker restarted":
+        os.kill(field.worker("workers.host"), signal.SIGKILL)
+        field.container(robbed).remove(force=True)
+    else:
+        field.relay.cut()
+        field.container(robbed).remove(force=True)
+        field.relay.up()
+    within(lambda: not field.stack.containers(orphan), "the orphan removed")
+    within(lambda: not field.home(orphan).exists(), "the orphan's directory removed")
+    within(lambda: field.show(robbed)["generation"] == 2, "the robbed environment told")
+    assert field.settle(robbed, "start")["status"] == "running"
+    field.check_agreement(robbed, "running")
+    within(lambda: field.show(well)["status"] == "running", "the third as before")
+    assert field.check_agreement(well, "running")["generation"] == 1
+    assert field.container(well).id == untouched
+    for stranger in strangers:
+        assert field.engine.containers.get(stranger).status == "created"
+    # The operator still sees it: nobody deleted it. It does not run, and it can be deleted.
+    field.made.remove(orphan)
+
+
+def test_delete_with_the_host_away(field: Field) -> None:
+    environment_id = field.running()
+    token = field.token(environment_id)
+    link = field.stack.call("POST", f"/desktop-environments/{environment_id}/takeover-token").json()["entry_url"]
+    assert field.stack.http.get(link).status_code in (200, 302, 307)
+    with field.frozen("workers.host"):
+        within(lambda: not field.host()["healthy"], "the host recorded")
+        seen = within(lambda: (seen := field.show(environment_id))["status"] == "error" and seen, "the error")
+        assert seen["last_error"]["code"] == "host_unreachable"
+        field.command(environment_id, "delete")
+        within(lambda: field.show(environment_id) == {}, "gone for the operator", 3)
+        assert not any(leftovers.in_inventory(field.stack.state_dir / "inventory.db", environment_id).values())
+        assert field.refused(token) == 4001
+        assert field.stack.http.get(link).status_code == 404
+        assert field.stack.containers(environment_id)
+    within(lambda: not field.stack.containers(environment_id), "the container gone", 30)
+    field.check_nothing_left(environment_id)
+    within(lambda: field.host()["healthy"], "the host recorded")
