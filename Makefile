@@ -14,7 +14,7 @@ ARGS ?=
 
 export PIP_NO_INPUT := 1
 
-.PHONY: help setup python demo up test lint format bench lock service-image clean
+.PHONY: help setup python demo up test lint format bench bench-recovery lock service-image clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,6 +57,9 @@ format: python ## Format the code and apply the linter's safe fixes
 
 bench: python ## Reserved for benchmarks: lists those that exist
 	@$(py) -m scripts.bench
+
+bench-recovery: setup-run ## 300 random kills of the control plane's parts: what holds and how soon; ARGS="--kills 50"
+	@exec $(py) -m scripts.bench_recovery $(ARGS)
 
 lock: ## Write the requirement files anew from pyproject.toml; UPGRADE=1 takes newer versions
 	@scripts/lock.sh

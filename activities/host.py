@@ -162,6 +162,8 @@ class HostMonitor:
             while (event := await news.get()) is not None:
                 if "opened" in event:
                     self._stream = event["opened"]
+                    # An engine that answers again is told at once, not at the next round.
+                    self._probe_now.set()
                     self._sweep_again()
                 else:
                     self._take(event)

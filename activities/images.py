@@ -132,6 +132,9 @@ def _pull(engine: Engine, image_ref: str, architecture: str | None, generation: 
             _pull_once(engine, image_ref, architecture, generation, step)
             return
         except RegistryUnreachable as error:
+            if wait is None and architecture is not None:
+                # It is here, and wrong.
+                return
             if wait is None:
                 # Nothing tells "no such registry" from "not now"; the operator is told, and may start again.
                 raise _missing(image_ref, generation, str(error)) from error

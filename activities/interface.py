@@ -69,8 +69,9 @@ class ControlActivities(ABC):
 
     @activity.defn
     @abstractmethod
-    def record_environment(self, record: m.EnvironmentRecord) -> None:
-        """Write the projection unless a newer revision is there, and the timeline entries that are not."""
+    def record_environment(self, record: m.EnvironmentRecord) -> m.Recorded:
+        """Write the projection unless a newer revision is there, and the timeline entries that are not; what is there
+        then."""
 
     @activity.defn
     @abstractmethod

@@ -43,10 +43,11 @@ class SqlControlActivities(ControlActivities):
         self._client = client
 
     @activity.defn
-    def record_environment(self, record: m.EnvironmentRecord) -> None:
+    def record_environment(self, record: m.EnvironmentRecord) -> m.Recorded:
         """Write the projection unless a newer revision is there, and the timeline entries that are not."""
         with _told_apart(), writing(self._engine) as session:
             environments.record(session, record, _now())
+            return environments.recorded(session, record.spec.environment_id)
 
     @activity.defn
     def record_host(self, record: m.HostRecord) -> None:

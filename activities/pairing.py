@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from activities.container_spec import HostConfig
+from activities.container_spec import NOVNC_PORT, RFB_PORT, HostConfig
 from activities.credentials import read_token
 from activities.engine import DOCKER_ERRORS, Engine, EventStream, Inspection, docker_failure
 from activities.failures import failure
@@ -21,6 +21,10 @@ from models.messages import AwaitNodePairing, NodePaired
 
 REFUSED_SECONDS = 5
 """How long the gateway may refuse the node's token before that is final."""
+
+UNDECLARED_SECONDS = 20
+"""How long an image that declares neither port may take to the first of the three proofs; one that declares a port, or
+proves anything, has the whole time. The reference image takes three seconds to its first."""
 
 _PHASE = "await_node_pairing"
 _NAMES = {"rfb": "the VNC server (RFB)", "novnc": "noVNC", "paired": "the node's pairing"}
@@ -95,7 +99,9 @@ class NodePairing:
     def _collect(self, started_at: datetime, proof: NodeProof, step: Step) -> NodePaired:
         proven: dict[str, datetime] = {}
         paired: Paired | None = None
-        deadline = time.monotonic() + self._config.pairing_seconds
+        began = time.monotonic()
+        deadline = began + self._config.pairing_seconds
+        doubted = False
         while paired is None or len(proven) < len(_NAMES):
             missing = [name for name in _NAMES if name not in proven]
             step.progress = "waiting for " + ", ".join(_NAMES[name] for name in missing)
@@ -103,6 +109,9 @@ class NodePairing:
             left = deadline - time.monotonic()
             if left <= 0:
                 raise self._timed_out(missing, proof)
+            if not doubted and not proven and time.monotonic() - began > UNDECLARED_SECONDS:
+                doubted = True
+                self._refuse_what_is_no_sandbox()
             try:
                 news = self._news.get(timeout=min(left, 0.1))
             except queue.Empty:
@@ -175,6 +184,17 @@ class NodePairing:
         if "paired" in missing:
             message += f" ({proof.state})"
         return self._failed(ErrorCode.PAIRING_TIMEOUT, message)
+
+    def _refuse_what_is_no_sandbox(self) -> None:
+        container = self._running_or_raise()
+        image = self._engine.look.inspect_image(container["Image"])  # type: ignore[no-untyped-call]  # so in the stubs
+        declared = (image.get("Config") or {}).get("ExposedPorts") or {}
+        if not declared.keys() & {f"{RFB_PORT}/tcp", f"{NOVNC_PORT}/tcp"}:
+            message = (
+                f"the image is no sandbox: it declares neither port {RFB_PORT} nor {NOVNC_PORT}, and has served "
+                f"nothing there for {UNDECLARED_SECONDS} s; name a sandbox image, or let it EXPOSE its ports"
+            )
+            raise self._failed(ErrorCode.IMAGE_MISMATCH, message)
 
     def _failed(self, code: ErrorCode, message: str) -> Exception:
         lines = log_tail(self._engine, self._request.container_id) or []

@@ -49,6 +49,7 @@ from models.messages import (
     TimelineEntry,
 )
 from models.settings import ConfigurationError
+from workflows import policies
 from workflows.plugin import ControlPlanePlugin
 
 logger = logging.getLogger(__name__)
@@ -92,6 +93,7 @@ class Workflows:
                 request,
                 id=environment_workflow_id(spec.environment_id),
                 task_queue=CONTROL_TASK_QUEUE,
+                task_timeout=policies.WORKFLOW_TASK,
                 id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
                 id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
                 search_attributes=TypedSearchAttributes(

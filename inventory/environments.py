@@ -20,6 +20,7 @@ from models.messages import (
     EnvironmentView,
     LastError,
     Limits,
+    Recorded,
     SecurityProfile,
 )
 from models.tables import EnvironmentRow
@@ -139,6 +140,13 @@ def record(session: Session, record: EnvironmentRecord, now: datetime) -> bool:
     written = affected(session, upsert) == 1
     events.append(session, record.spec.environment_id, record.entries)
     return written
+
+
+def recorded(session: Session, environment_id: str) -> Recorded:
+    """How far the inventory is with an environment; zeros for one it does not know."""
+    generation = select(EnvironmentRow.generation).where(EnvironmentRow.environment_id == environment_id)
+    found = session.exec(generation).one_or_none()
+    return Recorded(generation=found or 0, sequence=events.last_sequence(session, environment_id))
 
 
 def get(session: Session, environment_id: str, include_deleted: bool = False) -> EnvironmentRow | None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from sqlalchemy import func
 from sqlmodel import Session, col, select
 
 from inventory.engine import insert_into, storable
@@ -20,6 +21,14 @@ def append(session: Session, environment_id: str, entries: Sequence[TimelineEntr
         index_elements=["environment_id", "sequence"]
     )
     session.execute(statement, [_values(environment_id, entry) for entry in entries])
+
+
+def last_sequence(session: Session, environment_id: str) -> int:
+    """The sequence of the newest entry; 0 where there is none."""
+    newest = select(func.max(EnvironmentEventRow.sequence)).where(
+        EnvironmentEventRow.environment_id == environment_id
+    )
+    return session.exec(newest).one() or 0
 
 
 def page(session: Session, environment_id: str, after: int = -1, limit: int = 200) -> list[TimelineEntry]:

@@ -60,6 +60,8 @@ class Event(StrEnum):
     """The operator changed what a container is made from, such as the image: a running desktop is made anew."""
     CLEANED = "cleaned"
     """What a failed start or a lost sandbox left behind is gone, or is left to the next operation."""
+    REWOUND = "rewound"
+    """The workflow was reset by hand to an earlier point: what the host has now is not known."""
     RETRY_DUE = "retry_due"
     """The back-off has passed."""
     HOST_LOST = "host_lost"
@@ -166,7 +168,7 @@ def apply_event(situation: Situation, event: Event) -> Step:
         if not situation.wipe:
             return Step(situation, Reaction.NO_OP)
         return Step(replace(situation, wipe=False), Reaction.ACCEPTED)
-    if status is Status.STARTING and event is Event.STARTED:
+    if status is Status.STARTING and event is Event.STARTED and not situation.wipe:
         return _clearing_error(_accept(situation, Status.RUNNING))
     if status is Status.STOPPING and event is Event.STOPPED:
         return _accept(situation, Status.STARTING if situation.desired_running else Status.STOPPED)
@@ -176,6 +178,8 @@ def apply_event(situation: Situation, event: Event) -> Step:
         )
     if event is Event.SPEC_CHANGED:
         return _spec_changed(situation)
+    if event is Event.REWOUND:
+        return _rewound(situation)
     if event in (Event.FAILED_RETRYABLE, Event.FAILED_LASTING, Event.FAILED_ON_HOST):
         return _failed(situation, event)
     if status is Status.ERROR and event is Event.RETRY_DUE and situation.recovery is Recovery.SCHEDULED:
@@ -253,6 +257,15 @@ def _spec_changed(situation: Situation) -> Step:
         return Step(_with(situation, Status.STARTING), Reaction.ACCEPTED, interrupts=True, clears_error=True)
     if situation.status is Status.ERROR and situation.desired_running:
         return _held_by_host(Step(_with(situation, Status.STARTING), Reaction.ACCEPTED, clears_error=True))
+    return Step(situation, Reaction.NO_OP)
+
+
+def _rewound(situation: Situation) -> Step:
+    """Whatever is claimed of the container is proven anew."""
+    if situation.status in (Status.RUNNING, Status.STOPPED):
+        return _accept(situation, _toward_desired(situation))
+    if situation.status is Status.ERROR and situation.recovery is not Recovery.HOST:
+        return Step(replace(situation, debris=True), Reaction.ACCEPTED)
     return Step(situation, Reaction.NO_OP)
 
 

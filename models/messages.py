@@ -327,6 +327,17 @@ class EnvironmentRecord(Message):
     entries: list[TimelineEntry] = Field(default_factory=list)
 
 
+class Recorded(Message):
+    """What the inventory has of an environment after a record: more than the workflow knows once that was reset by hand.
+
+    Attributes:
+        generation: of the row. sequence: of the newest timeline entry.
+    """
+
+    generation: int = 0
+    sequence: int = 0
+
+
 class HostRecord(Message):
     """What is recorded of a runtime host; also the host's own report (signal `docker_health`) and query `status`."""
 

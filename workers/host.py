@@ -17,6 +17,7 @@ from models.identifiers import CONTROL_TASK_QUEUE, host_task_queue, host_workflo
 from models.messages import HostInput, HostRecord
 from models.settings import ConfigurationError, HostSettings, load
 from workers.lifecycle import configure_logging, connect, main, run_until_stopped
+from workflows import policies
 from workflows.host import DesktopHost
 
 log = logging.getLogger(__name__)
@@ -103,6 +104,7 @@ async def register(client: Client, config: HostConfig) -> None:
         ),
         id=host_workflow_id(config.host_id),
         task_queue=CONTROL_TASK_QUEUE,
+        task_timeout=policies.WORKFLOW_TASK,
         id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
         static_summary=config.host_label[:180],
     )

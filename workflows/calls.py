@@ -4,14 +4,19 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from temporalio import workflow
+from temporalio.exceptions import ActivityError, ApplicationError, TimeoutError
 from temporalio.workflow import ActivityConfig, LocalActivityConfig
 
 with workflow.unsafe.imports_passed_through():
     from activities.interface import ControlActivities, HostActivities
     from models.identifiers import host_task_queue
+    from workflows import policies
 
 Request = TypeVar("Request")
 Result = TypeVar("Result")
+
+INVENTORY_UNAVAILABLE = "inventory_unavailable"
+"""Type of the `ApplicationError` by which the control activities say that the database is away."""
 
 SUMMARY_LIMIT = 180
 """Bytes the server takes for a summary are 200."""
@@ -46,7 +51,30 @@ async def in_inventory(
     policy: LocalActivityConfig,
     summary: str,
 ) -> Result:
-    """Run a control activity as a local activity: a short SQL write inside the workflow task (design section 3)."""
+    """Run a control activity as a local activity: a short SQL write inside the workflow task (design section 3).
+
+    With the database away this waits, by durable timers, for as long as it takes.
+
+    Raises:
+        temporalio.exceptions.ActivityError: it failed for another reason, which is a bug, or was cancelled.
+    """
     config: LocalActivityConfig = {**policy, "summary": summary[:SUMMARY_LIMIT]}
-    result: Result = await workflow.execute_local_activity_method(method, args=[request], **config)
-    return result
+    attempts = 0
+    while True:
+        try:
+            result: Result = await workflow.execute_local_activity_method(method, args=[request], **config)
+            return result
+        except ActivityError as error:
+            if not is_away(error):
+                raise
+        attempts += 1
+        wait = policies.doubling(attempts, policies.INVENTORY_WAIT_MAX)
+        await workflow.sleep(wait, summary="until the inventory answers")
+
+
+def is_away(error: ActivityError) -> bool:
+    """Whether an activity failed because the database is away: it said so, or did not answer in time."""
+    cause = error.cause
+    if isinstance(cause, ApplicationError):
+        return cause.type == INVENTORY_UNAVAILABLE
+    return isinstance(cause, TimeoutError)

@@ -15,7 +15,7 @@ with workflow.unsafe.imports_passed_through():
     from activities.interface import ControlActivities, HostActivities
     from models import messages as m
     from models.errors import HOST_CODES
-    from models.lifecycle import Event, Operation
+    from models.lifecycle import Event, Operation, Recovery
     from workflows import policies
     from workflows.calls import Request, Result, in_inventory, on_host
     from workflows.failures import classify
@@ -47,6 +47,10 @@ class Operations:
     Args:
         state: read and changed in place. note: writes the timeline. record: projects the state into the inventory.
         entered: called with the name of each phase as it begins.
+
+    Attributes:
+        interrupted: the operation in flight was cancelled; its next step does not begin even where the cancellation
+            met a step that had just ended well.
     """
 
     def __init__(
@@ -60,9 +64,11 @@ class Operations:
         self._note = note
         self._record = record
         self._entered = entered
+        self.interrupted = False
 
     def begin(self, operation: Operation) -> Coroutine[Any, Any, Event]:
         """The coroutine of an operation. It returns the event of its success and raises `Failure` otherwise."""
+        self.interrupted = False
         coroutines: dict[Operation, Callable[[], Coroutine[Any, Any, Event]]] = {
             Operation.START: self._start,
             Operation.STOP: self._stop,
@@ -93,6 +99,8 @@ class Operations:
             "wait for RFB, noVNC and the node's pairing",
         )
         state.device_id = paired.node_id
+        # Proven here and now, whatever was seen of it before an outage.
+        state.node_lost_at = None
         self._timed("await_node_pairing", awaited)
         self._timed("total", began)
         state.phases |= {f"container_to_{name}": ms for name, ms in paired.phases.items()}
@@ -131,6 +139,7 @@ class Operations:
         state.phases = {}
         generation = state.generation
         began = workflow.now()
+        # Shown as the phase is the one of the three that may take long.
         image, identity, token = await _all(
             self._on_host(
                 HostActivities.ensure_image,
@@ -147,6 +156,7 @@ class Operations:
                 ),
                 policies.FILES,
                 "make or read the device identity",
+                phase=False,
             ),
             self._on_host(
                 HostActivities.mint_node_token,
@@ -157,6 +167,7 @@ class Operations:
                 ),
                 policies.FILES,
                 f"mint the node token of generation {generation}",
+                phase=False,
             ),
         )
         self._timed("prepare", began)
@@ -168,7 +179,7 @@ class Operations:
         state.rotate_identity = False
         state.device_id = identity.device_id
         state.token = token
-        await in_inventory(
+        await self._in_inventory(
             ControlActivities.register_node_token,
             m.RegisterNodeToken(
                 environment_id=environment_id,
@@ -177,8 +188,7 @@ class Operations:
                 public_key=identity.public_key,
                 token=token,
             ),
-            policy=policies.INVENTORY,
-            summary=f"register the node token of generation {generation}",
+            f"register the node token of generation {generation}",
         )
         began = workflow.now()
         started = await self._on_host(
@@ -222,6 +232,9 @@ class Operations:
         try:
             removed = await self._remove(policies.CLEAN_UP, "remove what the failure left")
         except Failure as failure:
+            if self._state.situation.recovery is Recovery.OPERATOR:
+                # No next operation comes by itself: it is this one that has to be tried again.
+                raise
             self._note("note", "clean_up_postponed", message=failure.error.message)
             return Event.CLEANED
         error = self._state.last_error
@@ -230,34 +243,35 @@ class Operations:
         return Event.CLEANED
 
     async def _delete(self) -> Event:
-        """Ends whatever the host does (design decision 11)."""
+        """Ends whatever the host does (design decision 11). Run again after a failure, it goes on where it was."""
         state = self._state
-        await self._revoke("deleted", pairing=True)
+        owed: Failure | None = None
         try:
-            if state.situation.host_available:
-                await self._remove(policies.CLEAN_UP, "remove the container")
-                await self._wipe_everything(policies.CLEAN_UP)
-                return self._gone()
+            await self._revoke("deleted", pairing=True)
         except Failure as failure:
-            self._note("note", "clean_up_postponed", message=failure.error.message)
-        self._gone()
-        await self._record()
-        while True:
+            # The tombstone ends the credentials as well; neither it nor the container waits for this.
+            owed = failure
+        erased = False
+        if not state.deleted:
             try:
-                await self._remove(policies.CLEAN_UP_AT_LAST, "remove the container when the host is back")
-                await self._wipe_everything(policies.CLEAN_UP_AT_LAST)
-                break
+                if state.situation.host_available:
+                    await self._erase(policies.CLEAN_UP, "remove the container")
+                    erased = True
             except Failure as failure:
                 self._note("note", "clean_up_postponed", message=failure.error.message)
-                await workflow.sleep(
-                    policies.HOST_RETRY_BACKOFF, summary="before the clean-up is tried again"
-                )
+            state.deleted = True
+            self._note("status", "deleted")
+            await self._record()
+        if not erased:
+            await self._erase(policies.CLEAN_UP_AT_LAST, "remove the container when the host is back")
+        if owed is not None:
+            raise owed
+        state.erased = True
         return Event.CLEANED
 
-    def _gone(self) -> Event:
-        self._state.deleted = True
-        self._note("status", "deleted")
-        return Event.CLEANED
+    async def _erase(self, policy: ActivityConfig, summary: str) -> None:
+        await self._remove(policy, summary)
+        await self._wipe_everything(policy)
 
     async def _wipe_everything(self, policy: ActivityConfig) -> None:
         await self._on_host(
@@ -289,7 +303,7 @@ class Operations:
         state = self._state
         if state.token is None and not pairing:
             return
-        await in_inventory(
+        await self._in_inventory(
             ControlActivities.revoke_credentials,
             m.RevokeCredentials(
                 environment_id=state.spec.environment_id,
@@ -297,8 +311,7 @@ class Operations:
                 reason=reason,
                 pairing=pairing,
             ),
-            policy=policies.INVENTORY,
-            summary=f"revoke credentials up to generation {state.generation}",
+            f"revoke credentials up to generation {state.generation}",
         )
         if state.token is not None:
             self._note("credential", "credentials_revoked", message=reason)
@@ -311,13 +324,12 @@ class Operations:
         if state.token is None:
             return
         expires_at = workflow.now() + policies.NODE_TOKEN_TTL
-        await in_inventory(
+        await self._in_inventory(
             ControlActivities.extend_node_token,
             m.ExtendNodeToken(
                 environment_id=state.spec.environment_id, generation=state.generation, expires_at=expires_at
             ),
-            policy=policies.INVENTORY,
-            summary="extend the node token",
+            "extend the node token",
         )
         state.token = state.token.model_copy(update={"expires_at": expires_at})
 
@@ -345,15 +357,31 @@ class Operations:
         if phase:
             self._entered(name)
         try:
-            return await on_host(
+            result = await on_host(
                 method, request, host_id=self._state.spec.host_id, policy=policy, summary=summary
             )
         except ActivityError as error:
-            if is_cancelled_exception(error):
-                raise asyncio.CancelledError from error
-            raise Failure(
-                classify(error, phase=name, generation=self._state.generation, at=workflow.now())
-            ) from error
+            raise self._failed(error, name) from error
+        if phase and self.interrupted:
+            raise asyncio.CancelledError
+        return result
+
+    async def _in_inventory(
+        self, method: Callable[[ControlActivities, Request], Result], request: Request, summary: str
+    ) -> Result:
+        try:
+            result = await in_inventory(method, request, policy=policies.INVENTORY, summary=summary)
+        except ActivityError as error:
+            raise self._failed(error, method.__name__) from error
+        if self.interrupted:
+            raise asyncio.CancelledError
+        return result
+
+    def _failed(self, error: ActivityError, phase: str) -> BaseException:
+        if is_cancelled_exception(error):
+            return asyncio.CancelledError()
+        generation, now = self._state.generation, workflow.now()
+        return Failure(classify(error, phase=phase, generation=generation, at=now))
 
     def _timed(self, phase: str, began: datetime) -> None:
         self._state.phases[phase] = round((workflow.now() - began) / timedelta(milliseconds=1), 1)

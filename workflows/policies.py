@@ -9,6 +9,10 @@ from models.errors import ErrorCode
 
 _DOMAIN_ERRORS = [code.value for code in ErrorCode]
 
+WORKFLOW_TASK = timedelta(seconds=5)
+"""How long an environment stands still when the control worker is killed in the midst of its task; the server's default
+is 10 s. A task takes milliseconds, the replay of a whole history a second; one cut off is found half done and goes on."""
+
 HOST_HEARTBEAT = timedelta(seconds=6)
 """A host worker that was killed is noticed after this; four missed beats of a busy machine are not an outage."""
 
@@ -104,24 +108,35 @@ HOST_RETURN_GRACE = timedelta(seconds=6)
 
 INVENTORY = LocalActivityConfig(
     start_to_close_timeout=timedelta(seconds=10),
+    schedule_to_close_timeout=timedelta(seconds=20),
     retry_policy=RetryPolicy(
         initial_interval=timedelta(milliseconds=100),
-        maximum_interval=timedelta(seconds=15),
-        backoff_coefficient=2,
+        maximum_interval=timedelta(seconds=1),
+        maximum_attempts=5,
     ),
     local_retry_threshold=timedelta(seconds=2),
+    cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
 )
-"""Short SQL writes. With the database away a workflow waits and goes on; beyond the threshold it waits by a durable
-timer, which keeps the workflow task free."""
+"""Short SQL writes. A cancelled one is waited for: a token registered after its own revocation would live. What still
+fails is told apart by `calls.in_inventory`: a database that is away is waited for, a bug is not."""
+
+INVENTORY_WAIT_MAX = timedelta(seconds=15)
+"""The longest wait for a database that is away, by a durable timer; doubles up to it from one second."""
+
+PROJECTION_WAIT_MAX = timedelta(minutes=5)
+"""How often a record that the inventory refuses for a reason of its own, which is a bug, is offered again at least."""
 
 NOTIFY = LocalActivityConfig(
     start_to_close_timeout=timedelta(seconds=30),
     retry_policy=RetryPolicy(
-        initial_interval=timedelta(milliseconds=200), maximum_interval=timedelta(seconds=5)
+        initial_interval=timedelta(milliseconds=200),
+        maximum_interval=timedelta(seconds=5),
+        maximum_attempts=8,
     ),
     local_retry_threshold=timedelta(seconds=2),
 )
-"""One signal to each environment of a host: some hundreds take seconds."""
+"""One signal to each environment of a host: some hundreds take seconds. One environment that cannot be signalled must
+not keep the host's workflow from its work for ever."""
 
 NODE_TOKEN_TTL = timedelta(hours=24)
 """A node reads its token once, so the expiry moves, not the token."""
@@ -147,6 +162,18 @@ HOST_RETRY_BACKOFF = timedelta(seconds=5)
 HISTORY_LIMIT = 2000
 """Events after which a workflow continues as new even if the server does not suggest it yet: replays stay well below
 the deadlock detector's 2 s."""
+
+HISTORY_LIMIT_IN_OPERATION = 10_000
+"""Events after which even an operation in flight is interrupted to continue as new: an image pulled for half an hour
+under a steady storm of signals would otherwise meet the server's limit of 51,200."""
+
+STATE_LIMIT = 1_000_000
+"""Bytes of JSON beyond which a state is not continued as new now: the server takes 2 MB, and refuses for ever."""
+
+
+def doubling(attempts: int, longest: timedelta) -> timedelta:
+    """One second, doubled with each attempt (≥ 1), `longest` at most."""
+    return min(longest, timedelta(seconds=2 ** max(0, min(attempts - 1, 16))))
 
 
 def restart_backoff(attempts: int) -> timedelta:

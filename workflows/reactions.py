@@ -41,7 +41,7 @@ class Reactions:
     def __init__(self, state: EnvironmentState, *, dirty: bool) -> None:
         self._state = state
         self.dirty = dirty
-        self._held_back: list[m.ContainerEvent] = []
+        self._held_back: list[m.ContainerEvent | m.NodePresence] = []
 
     # --- taking signals in -------------------------------------------------------------------------------------
 
@@ -69,7 +69,7 @@ class Reactions:
             case m.HostEvent():
                 return self._on_host_event(message)
             case m.NodePresence():
-                return self._on_node_presence(message)
+                return self._on_node_presence(message, operation)
             case OddSignal():
                 self.note("note", "odd_signal", message=f"{message.name}: {message.message}"[:300])
                 return False
@@ -86,10 +86,10 @@ class Reactions:
             actor=signal.actor,
             reason=signal.reason,
         )
+        # Whoever asks, for a delete that hangs too, need not wait for a back-off.
+        state.not_before = None
         if step.reaction is Reaction.ACCEPTED:
-            state.next_retry_at = None
-            state.failures = []
-            state.restarts = 0
+            self._begin_anew()
             if command is Command.RESET:
                 state.rotate_identity = state.rotate_identity or signal.rotate_identity
         return self.apply(step)
@@ -115,7 +115,17 @@ class Reactions:
         if not set(changed) - {"label"}:
             return False
         state.container = None
-        return self.apply(apply_event(state.now_situation, Event.SPEC_CHANGED))
+        step = apply_event(state.now_situation, Event.SPEC_CHANGED)
+        if step.reaction is Reaction.ACCEPTED:
+            self._begin_anew()
+        return self.apply(step)
+
+    def _begin_anew(self) -> None:
+        """An operator asked for something: what failed before does not count against it."""
+        state = self._state
+        state.next_retry_at = state.not_before = None
+        state.failures = []
+        state.restarts = state.setbacks = 0
 
     def _on_container_event(self, event: m.ContainerEvent, operation: Operation | None) -> bool:
         state = self._state
@@ -144,6 +154,10 @@ class Reactions:
 
     def _on_host_event(self, event: m.HostEvent) -> bool:
         state = self._state
+        at = workflow.now() if event.at == m.EPOCH else event.at
+        if at < state.host_event_at:
+            return False
+        state.host_event_at = at
         if event.event == "lost":
             error = m.LastError(code=event.code, message=event.message[:300] or "the host cannot be reached")
             state.host_error = error
@@ -151,15 +165,23 @@ class Reactions:
         else:
             state.host_error = None
             step = apply_event(state.now_situation, Event.HOST_RESTORED)
+            state.not_before = None
             if state.last_error and state.last_error.code in HOST_CODES and state.next_retry_at:
                 state.next_retry_at = workflow.now()
         if step.reaction is not Reaction.NO_OP:
             self.note("event", f"host_{event.event}", message=event.message[:300] or None)
-        return self.apply(step)
+        # A delete that still tries the host is begun again: it is a tombstone at once (design decision 11).
+        hopeless = event.event == "lost" and state.situation.status is Status.DELETING and not state.deleted
+        return self.apply(step) or hopeless
 
-    def _on_node_presence(self, presence: m.NodePresence) -> bool:
+    def _on_node_presence(self, presence: m.NodePresence, operation: Operation | None) -> bool:
         state = self._state
-        if presence.generation != state.generation or state.situation.status is not Status.RUNNING:
+        if presence.generation != state.generation:
+            return False
+        if operation is Operation.START:
+            self._held_back.append(presence)
+            return False
+        if state.situation.status is not Status.RUNNING:
             return False
         name = "node_connected" if presence.connected else "node_disconnected"
         self.note("event", name, message=presence.reason[:300] or None)
@@ -194,13 +216,18 @@ class Reactions:
 
     def ended_well(self, event: Event) -> None:
         """An operation reached its end."""
+        self._state.setbacks = 0
+        self._state.not_before = None
         self.apply(apply_event(self._state.now_situation, event))
 
     def operation_ended(self) -> None:
-        """Container events that came during a start count now."""
+        """What came in during a start about its container and node counts now."""
         events, self._held_back = self._held_back, []
         for event in events:
-            self._on_container_event(event, None)
+            if isinstance(event, m.ContainerEvent):
+                self._on_container_event(event, None)
+            else:
+                self._on_node_presence(event, None)
 
     def retry_due(self) -> None:
         """The back-off has passed."""
@@ -235,7 +262,10 @@ class Reactions:
         before = state.situation.status
         event = self._failure_event(error, now)
         step = apply_event(state.now_situation, event)
+        if before is not Status.STARTING and before is not Status.RUNNING:
+            state.setbacks += 1
         if step.reaction is Reaction.NO_OP:
+            self._postpone(error)
             return False
         self.note(
             "error",
@@ -252,12 +282,69 @@ class Reactions:
             state.logs = error.log_tail
         if state.situation.recovery is Recovery.SCHEDULED:
             on_host = event is Event.FAILED_ON_HOST
-            wait = policies.HOST_RETRY_BACKOFF if on_host else policies.restart_backoff(len(state.failures))
+            failures = max(len(state.failures), state.setbacks)
+            wait = policies.HOST_RETRY_BACKOFF if on_host else policies.restart_backoff(failures)
             state.next_retry_at = now + wait
             if before in (Status.RUNNING, Status.STARTING) and not on_host:
                 state.restarts += 1
             self.note("note", "retry_scheduled", message=f"in {wait.total_seconds():g} s")
         return interrupts
+
+    def _postpone(self, error: m.LastError) -> None:
+        """A delete or a clean-up failed: the status stays, and the same is tried again after a back-off."""
+        state = self._state
+        wait = policies.restart_backoff(state.setbacks)
+        state.not_before = workflow.now() + wait
+        if state.setbacks == 1:
+            message = f"{error.message[:300]}; tried again until it succeeds"
+            self.note("error", error.code, message=message, phase=error.phase)
+
+    def stumbled(self, error: Exception) -> None:
+        """Something unexpected was raised in the workflow itself."""
+        self._state.setbacks += 1
+        text = f"unexpected {type(error).__name__}: {error}"[:300]
+        self.note("error", ErrorCode.INTERNAL, message=text)
+
+    def projection_failed(self, error: BaseException) -> None:
+        """The inventory refuses a record for a reason of its own: the environment goes on without its projection."""
+        state = self._state
+        state.projection_failures += 1
+        wait = policies.doubling(state.projection_failures, policies.PROJECTION_WAIT_MAX)
+        state.projection_retry_at = workflow.now() + wait
+        if state.projection_failures == 1:
+            self.note("error", ErrorCode.INTERNAL, message=f"the inventory refuses the record: {error}"[:300])
+
+    def recorded(self, known: m.Recorded | None, entries: list[m.TimelineEntry], sequence: int) -> None:
+        """A record was written.
+
+        Args:
+            known: what the inventory has then. entries: what was sent. sequence: of the timeline when it was sent.
+        """
+        state = self._state
+        state.projection_failures, state.projection_retry_at = 0, None
+        if known is None or (known.generation <= state.generation and known.sequence <= sequence):
+            return
+        # More than this run can have written: the workflow was reset by hand to an earlier point, or its carried state
+        # was lost. Its numbers go on from there, or everything it makes would be refused as outdated.
+        missed = [*entries, *state.unrecorded]
+        state.sequence = max(state.sequence, known.sequence)
+        for entry in missed:
+            state.sequence += 1
+            entry.sequence = state.sequence
+        state.unrecorded = missed
+        if known.generation > state.generation:
+            state.generation = known.generation
+            state.container = None
+        self.note("note", "rewound", message="an earlier state was taken up; what the host has is proven anew")
+        self.apply(apply_event(state.now_situation, Event.REWOUND))
+
+    def state_unreadable(self, names: str) -> None:
+        """Part of what continue-as-new carried could not be read."""
+        message = f"the state carried over could not be read: {names}"
+        self.note("error", ErrorCode.INTERNAL, message=message[:300])
+        state = self._state
+        if state.situation.status is Status.ERROR and state.last_error is None:
+            state.last_error = m.LastError(code=ErrorCode.INTERNAL, message=message, at=workflow.now())
 
     def _failure_event(self, error: m.LastError, now: datetime) -> Event:
         state = self._state
@@ -279,6 +366,8 @@ class Reactions:
         before = state.now_situation
         if step.clears_error and state.last_error is not None:
             state.last_error = None
+        if step.situation.recovery is not Recovery.SCHEDULED:
+            state.next_retry_at = None
         if step.situation != before:
             state.situation = SituationRecord(**asdict(step.situation))
             self.dirty = True

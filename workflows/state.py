@@ -1,8 +1,9 @@
 """The environment workflow's state: everything continue-as-new has to carry."""
 
 from datetime import datetime
+from typing import Any
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from models import messages as m
 from models.errors import ErrorCode
@@ -35,6 +36,10 @@ class EnvironmentState(m.Message):
         failures: times of failed starts and lost sandboxes inside the restart window.
         unrecorded: timeline entries the inventory does not have yet.
         node_lost_at: when the node went away while the container ran on.
+        setbacks: failures in a row of operations other than starts. not_before: when the next may be tried.
+        projection_failures: records in a row that the inventory refused. projection_retry_at: when the next is offered.
+        host_event_at: of the newest word from the host's workflow; an older one comes too late.
+        deleted: the environment is a tombstone. erased: nothing of it is left on the host either.
     """
 
     spec: m.EnvironmentSpec
@@ -61,6 +66,12 @@ class EnvironmentState(m.Message):
     created_at: datetime = m.EPOCH
     updated_at: datetime = m.EPOCH
     deleted: bool = False
+    erased: bool = False
+    setbacks: int = 0
+    not_before: datetime | None = None
+    projection_failures: int = 0
+    projection_retry_at: datetime | None = None
+    host_event_at: datetime = m.EPOCH
 
     @property
     def now_situation(self) -> Situation:
@@ -114,3 +125,22 @@ class EnvironmentState(m.Message):
             code=ErrorCode.HOST_UNREACHABLE, message="the host cannot be reached"
         )
         return known.model_copy(update={"at": at, "generation": self.generation, "phase": "host"})
+
+
+def read_state(spec: m.EnvironmentSpec, carried: dict[str, Any]) -> tuple[EnvironmentState, str | None]:
+    """The state that continue-as-new carried, and what of it could not be read.
+
+    A state that cannot be read must not fail the workflow task for ever: what can be read is kept. Where the situation
+    is lost, an operator decides; the generation is found in the inventory again.
+    """
+    bad: set[str] = set()
+    try:
+        state = EnvironmentState.model_validate({"spec": spec, **carried})
+    except ValidationError as error:
+        bad = {str(part["loc"][0]) for part in error.errors(include_url=False, include_input=False)}
+        kept = {name: value for name, value in carried.items() if name not in bad}
+        state = EnvironmentState.model_validate({"spec": spec, **kept})
+    if "situation" in bad or "situation" not in carried:
+        bad.add("situation")
+        state.situation = SituationRecord(status=Status.ERROR, recovery=Recovery.OPERATOR, debris=True)
+    return state, ", ".join(sorted(bad)) or None

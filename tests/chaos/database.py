@@ -23,7 +23,7 @@ class Database:
         self.url = url
         self._folder = Path(parse_qs(urlsplit(url).query)["host"][0])
         self._server: subprocess.Popen[bytes] | None = None
-        command = Path(f"/proc/{self._pid()}/cmdline").read_bytes().split(b"\0")[:-1]
+        command = Path(f"/proc/{self._pid()}/cmdline").read_text().split("\0")[:-1]
         owner = self._folder.stat()
         drop = [f"--reuid={owner.st_uid}", f"--regid={owner.st_gid}", "--clear-groups"]
         self._command = ["setpriv", "--pdeathsig", "QUIT", *(drop if os.geteuid() == 0 else []), *command]

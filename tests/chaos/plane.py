@@ -121,8 +121,8 @@ def control_plane(database_url: str = "") -> Iterator[Plane]:
         endpoints, token = _endpoints(), new_admin_token()
         settings = stack_environment(state_dir) | {"DESKTOP_NETWORK": host_id}
         # An installation has its byte code; without it most of a restart would be the compiler's time.
-        settings.pop("PYTHONDONTWRITEBYTECODE", None)
-        settings["PYTHONPYCACHEPREFIX"] = str(state_dir / "byte-code")
+        if settings.pop("PYTHONDONTWRITEBYTECODE", None):
+            settings["PYTHONPYCACHEPREFIX"] = str(state_dir / "byte-code")
         if database_url:
             settings["DESKTOP_DATABASE_URL"] = database_url
         with patch.dict(os.environ, settings, clear=True):

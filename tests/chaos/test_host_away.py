@@ -88,6 +88,7 @@ def test_a_host_worker_stopped_in_order_is_no_outage(plane: Plane) -> None:
     [environment_id] = running(plane, 1)
     before = containers(plane, environment_id)
     plane.operator.send(environment_id, "reset")
+    plane.until(lambda: plane.workflows.look(environment_id) is not None, "the reset is taken in", 10)
     drained = plane.processes.terminate(HOST)
     plane.processes.start(HOST)
     began = time.monotonic()

@@ -1,0 +1,84 @@
+"""Images that cannot work, and crash loops: clear codes, growing back-off, an end (issue 3, point 2)."""
+
+from itertools import pairwise
+
+import pytest
+
+from activities import pairing
+from tests.trouble.field import Field, within
+from tests.trouble.images import BOOT, Images
+from workflows import policies
+
+pytestmark = [pytest.mark.e2e, pytest.mark.docker, pytest.mark.xdist_group("trouble")]
+
+
+def test_what_repetition_cannot_mend(field: Field, bad_images: Images) -> None:
+    """One attempt, a clear code; a crash loop ends beside them."""
+    made = {
+        "no sandbox": field.create(image_ref=bad_images.stranger("exec sleep 3600")),
+        "crash loop": field.create(image_ref=bad_images.variant("echo no luck; exit 7")),
+        "missing": field.create(image_ref="127.0.0.1:9/there-is-none:1"),
+        "other platform": field.create(image_ref=bad_images.foreign()),
+        "other program": field.create(image_ref=bad_images.variant("exec /no/such/program")),
+    }
+    for name, code in (("missing", "image_not_found"), ("other platform", "image_mismatch")):
+        check_lasting(field, made[name], code, attempts=1)
+        assert field.show(made[name])["generation"] == 1
+    check_crash_loop(field, made["crash loop"])
+    within(
+        lambda: field.show(made["no sandbox"])["status"] == "error",
+        "no sandbox",
+        pairing.UNDECLARED_SECONDS + 20,
+    )
+    check_lasting(field, made["no sandbox"], "image_mismatch", attempts=1)
+    assert "EXPOSE" in field.show(made["no sandbox"])["last_error"]["message"]
+    # A shell that says 127 may be any program's fault: it is repeated, and ends as a crash loop does.
+    check_lasting(field, made["other program"], "sandbox_exited", attempts=policies.RESTART_ATTEMPTS + 1)
+
+
+def test_a_sandbox_that_dies_again_and_again_after_running(field: Field, bad_images: Images) -> None:
+    """Between its deaths it runs; its error stays in the timeline, and its restarts are counted."""
+    environment_id = field.create(image_ref=bad_images.variant(f"(sleep 2; kill -9 -1) & exec {BOOT}"))
+    seen = within(lambda: (seen := field.show(environment_id))["restarts"] >= 2 and seen, "two restarts")
+    assert seen["generation"] >= 2
+    shown = field.stack.desktopctl("show", environment_id)
+    assert shown["restarts"] >= 2
+    names = [entry["name"] for entry in field.timeline(environment_id)]
+    assert names.count("sandbox_exited") >= 2 and names.count("running") >= 1
+    assert field.settle(environment_id, "stop")["status"] == "stopped"
+    field.check_agreement(environment_id, "stopped")
+
+
+def check_crash_loop(field: Field, environment_id: str) -> None:
+    """Back-off doubles, is shown, and ends in an error that stays until an operator acts."""
+    seen = within(
+        lambda: (seen := field.show(environment_id))["restarts"] >= 3 and seen["next_retry_at"] and seen, "a restart"
+    )
+    assert (seen["status"], seen["recovery"]) == ("error", "scheduled")
+    shown = field.stack.desktopctl("show", environment_id)
+    assert shown["restarts"] >= 3
+    within(lambda: field.show(environment_id)["recovery"] == "operator", "the end of it")
+    seen = check_lasting(field, environment_id, "sandbox_exited", attempts=policies.RESTART_ATTEMPTS + 1)
+    assert (seen["restarts"], seen["next_retry_at"]) == (policies.RESTART_ATTEMPTS, None)
+    entries = field.timeline(environment_id)
+    waits = [float(entry["message"].split()[1]) for entry in entries if entry["name"] == "retry_scheduled"]
+    assert len(waits) == policies.RESTART_ATTEMPTS
+    assert all(later == 2 * before for before, later in pairwise(waits)), waits
+    errors = field.errors(environment_id)
+    assert all(error["detail"]["exit_code"] == 7 for error in errors)
+    assert all("no luck" in error["detail"]["log_tail"] for error in errors)
+    assert "no luck" in field.stack.call("GET", f"/desktop-environments/{environment_id}/logs").json()["logs"]
+    # An operator's start begins anew.
+    field.command(environment_id, "start")
+    within(lambda: field.show(environment_id)["restarts"] == 1, "counted anew")
+
+
+def check_lasting(field: Field, environment_id: str, code: str, *, attempts: int) -> dict[str, object]:
+    """An error of this code that stays, after so many attempts."""
+    seen = within(
+        lambda: (seen := field.show(environment_id))["settled"] and seen["status"] == "error" and seen, code, 60
+    )
+    assert (seen["recovery"], seen["last_error"]["code"], seen["next_retry_at"]) == ("operator", code, None), seen
+    assert [error["name"] for error in field.errors(environment_id)] == [code] * attempts
+    assert field.stack.containers(environment_id) == []
+    return seen
