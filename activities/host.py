@@ -48,6 +48,11 @@ log = logging.getLogger(__name__)
 
 Kind = Literal["exited", "removed", "paused", "absent"]
 
+OUT_OF_MEMORY_SECONDS = 1.0
+"""A container that ends within this of a program's death by memory ended of it; that is told with its end."""
+OUT_OF_MEMORY_PAUSE = 60.0
+"""Seconds between two such reports of one container: a program may be started and killed again for ever."""
+
 
 class HostMonitor:
     """One run of `monitor_host`; lives in the worker's event loop."""
@@ -72,7 +77,8 @@ class HostMonitor:
         self._available: bool | None = None
         self._seen: set[tuple[str, str, int]] = set()
         self._reported: set[str] = set()
-        self._out_of_memory: set[str] = set()
+        self._out_of_memory: dict[str, float] = {}
+        self._out_of_memory_told: dict[str, float] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._sweeping: asyncio.Task[None] | None = None
 
@@ -197,17 +203,19 @@ class HostMonitor:
             return
         # `since` has whole seconds: a reconnected stream repeats what this second had already told.
         self._seen = {old for old in self._seen if old[2] >= (self._since - 60) * 1_000_000_000} | {key}
-        if action == "oom":
-            self._out_of_memory.add(container_id)
-            return
         marked = (event.get("Actor") or {}).get("Attributes") or {}
         environment_id, generation = marked.get(LABEL_ENVIRONMENT, ""), str(marked.get(LABEL_GENERATION, ""))
         if not is_environment_id(environment_id) or not generation.isdecimal():
             return
+        if action == "oom":
+            self._out_of_memory[container_id] = time.monotonic()
+            self._spawn(self._report_memory(environment_id, container_id, int(generation)))
+            return
         if action == "destroy":
             again = container_id in self._reported
             self._reported.discard(container_id)
-            self._out_of_memory.discard(container_id)
+            self._out_of_memory.pop(container_id, None)
+            self._out_of_memory_told.pop(container_id, None)
             if again:
                 return
         kind: Kind = "exited" if action == "die" else "removed" if action == "destroy" else "paused"
@@ -240,12 +248,26 @@ class HostMonitor:
             event=kind,
             container_id=container_id,
             exit_code=exit_code,
-            oom_killed=container_id in self._out_of_memory,
+            oom_killed=self._just_out_of_memory(container_id),
             at=datetime.now(UTC),
         )
         if kind == "exited":
             event = await in_daemon_thread("post-mortem", partial(self._post_mortem, container_id, event))
         await self._tell(environment_id, event)
+
+    def _just_out_of_memory(self, container_id: str) -> bool:
+        at = self._out_of_memory.get(container_id)
+        return at is not None and time.monotonic() - at < 2 * OUT_OF_MEMORY_SECONDS
+
+    async def _report_memory(self, environment_id: str, container_id: str, generation: int) -> None:
+        now = time.monotonic()
+        if now - self._out_of_memory_told.get(container_id, -OUT_OF_MEMORY_PAUSE) < OUT_OF_MEMORY_PAUSE:
+            return
+        self._out_of_memory_told[container_id] = now
+        await asyncio.sleep(OUT_OF_MEMORY_SECONDS)
+        if container_id in self._reported or container_id not in self._out_of_memory:
+            return
+        await self._tell(environment_id, ContainerEvent(generation=generation, event="out_of_memory"))
 
     def _post_mortem(self, container_id: str, event: ContainerEvent) -> ContainerEvent:
         try:

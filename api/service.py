@@ -17,7 +17,7 @@ from api import database
 from api.dependencies import Operator, Services
 from api.schemas import CommandBody, EnvironmentCreate, EnvironmentDetail, EnvironmentPatch, ResetBody
 from inventory import defaults, environments, events, hosts
-from models.errors import Conflict, InvalidRequest, NotFound, Unavailable
+from models.errors import Conflict, ErrorCode, InvalidRequest, NotFound, Unavailable
 from models.identifiers import is_host_id, new_environment_id
 from models.lifecycle import Command, Situation, Status, apply_command, is_settled
 from models.messages import (
@@ -26,6 +26,7 @@ from models.messages import (
     EnvironmentInput,
     EnvironmentSpec,
     EnvironmentView,
+    LastError,
     SpecChange,
     TimelineEntry,
 )
@@ -112,7 +113,10 @@ async def detail(
         return EnvironmentDetail.from_view(view, "workflow", seen), view
     if row is None:
         raise view
-    return _from_row(row), environments.view(row)
+    recorded = environments.view(row)
+    if isinstance(view, NotFound):
+        recorded = _without_workflow(recorded)
+    return EnvironmentDetail.from_view(recorded, "inventory", row.last_seen_at), recorded
 
 
 async def command(
@@ -135,7 +139,12 @@ async def command(
         request_id=str(uuid4()),
         rotate_identity=isinstance(body, ResetBody) and body.rotate_identity,
     )
-    await services.workflows.signal(environment_id, name.value, signal)
+    try:
+        await services.workflows.signal(environment_id, name.value, signal)
+    except NotFound:
+        if row is None:
+            raise
+        await _replace_workflow(services, row, name, signal)
     expected = _after(environments.view(row), name) if row else None
     return await _outcome(services, environment_id, row, expected, signal.request_id, wait_seconds)
 
@@ -249,6 +258,37 @@ async def _commandable(
     if row is not None and row.status == Status.DELETING and name is not Command.DELETE:
         raise Conflict("the environment is being deleted")
     return row
+
+
+async def _replace_workflow(
+    services: Services, row: EnvironmentRow, name: Command, signal: CommandSignal
+) -> None:
+    """Give an environment whose workflow was terminated by hand a new one, which begins with the command."""
+    last = await database.read(
+        services.engine, lambda session: events.last_sequence(session, row.environment_id)
+    )
+    request = EnvironmentInput(
+        spec=environments.view(row).spec,
+        desired_running=row.desired_running,
+        actor=signal.actor,
+        generation=row.generation,
+        sequence=last,
+    )
+    logger.warning("environment %s has no workflow any more: starting one", row.environment_id)
+    await services.workflows.replace(request, name.value, signal)
+
+
+def _without_workflow(recorded: EnvironmentView) -> EnvironmentView:
+    """What can be said of an environment whose workflow is gone: nothing of what was recorded holds for sure."""
+    error = LastError(
+        code=ErrorCode.INTERNAL,
+        message="its workflow is gone, terminated by hand perhaps; start, stop, reset or delete gives it a new one",
+        phase="workflow",
+        at=datetime.now(UTC),
+        generation=recorded.generation,
+    )
+    update = {"status": Status.ERROR, "last_error": error, "takeover_available": False, "settled": True}
+    return recorded.model_copy(update=update)
 
 
 async def _outcome(

@@ -4,7 +4,7 @@ The connection is lazy, so the API boots and answers while Temporal is away (tem
 """
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from urllib.parse import urlsplit
@@ -14,12 +14,14 @@ from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import (
     Client,
     RPCTimeoutOrCancelledError,
+    WorkflowExecutionStatus,
     WorkflowHandle,
     WorkflowQueryFailedError,
     WorkflowQueryRejectedError,
     WorkflowUpdateFailedError,
 )
 from temporalio.common import (
+    QueryRejectCondition,
     SearchAttributeKey,
     SearchAttributePair,
     TypedSearchAttributes,
@@ -86,6 +88,19 @@ class Workflows:
 
     async def start(self, request: EnvironmentInput) -> None:
         """Start the workflow of a new environment; one of this id that runs already is the one."""
+        await self._start(request, WorkflowIDReusePolicy.REJECT_DUPLICATE)
+
+    async def replace(self, request: EnvironmentInput, name: str, argument: CommandSignal) -> None:
+        """Start a workflow in the place of one that was terminated, with its first signal."""
+        await self._start(request, WorkflowIDReusePolicy.ALLOW_DUPLICATE, name, [argument])
+
+    async def _start(
+        self,
+        request: EnvironmentInput,
+        reuse: WorkflowIDReusePolicy,
+        signal: str | None = None,
+        signal_args: Sequence[CommandSignal] = (),
+    ) -> None:
         spec = request.spec
         async with _deadline(COMMAND_SECONDS):
             await self._client.start_workflow(
@@ -95,7 +110,9 @@ class Workflows:
                 task_queue=CONTROL_TASK_QUEUE,
                 task_timeout=policies.WORKFLOW_TASK,
                 id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-                id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
+                id_reuse_policy=reuse,
+                start_signal=signal,
+                start_signal_args=signal_args,
                 search_attributes=TypedSearchAttributes(
                     [
                         SearchAttributePair(_STATUS, Status.PENDING.value),
@@ -123,7 +140,11 @@ class Workflows:
         """The environment as its workflow sees it, every earlier signal included (design decision 1)."""
         async with _deadline(seconds):
             answer: EnvironmentView = await self._environment(environment_id).query(
-                "status", result_type=EnvironmentView, rpc_timeout=timedelta(seconds=seconds)
+                "status",
+                # One that was terminated would go on answering, and saying `running`.
+                reject_condition=QueryRejectCondition.NOT_OPEN,
+                result_type=EnvironmentView,
+                rpc_timeout=timedelta(seconds=seconds),
             )
             return answer
 
@@ -209,7 +230,11 @@ async def _deadline(seconds: float) -> AsyncIterator[None]:
             yield
     except TimeoutError:
         raise Unavailable(f"no answer from Temporal or its worker within {seconds:g} s") from None
-    except (RPCTimeoutOrCancelledError, WorkflowQueryRejectedError) as error:
+    except WorkflowQueryRejectedError as error:
+        if error.status is WorkflowExecutionStatus.CONTINUED_AS_NEW:
+            raise Unavailable("no answer from Temporal or its worker") from error
+        raise NotFound("there is no environment of that id") from error
+    except RPCTimeoutOrCancelledError as error:
         raise Unavailable("no answer from Temporal or its worker") from error
     except WorkflowQueryFailedError as error:
         logger.warning("a workflow did not answer a query: %s", error)
@@ -225,6 +250,8 @@ async def _deadline(seconds: float) -> AsyncIterator[None]:
     except RPCError as error:
         if error.status is RPCStatusCode.NOT_FOUND:
             raise NotFound("there is no environment of that id") from error
+        if error.status in (RPCStatusCode.CANCELLED, RPCStatusCode.DEADLINE_EXCEEDED):
+            raise Unavailable("no answer from Temporal or its worker") from error
         logger.warning("Temporal refused a call: %s: %s", error.status.name, error.message)
         raise Unavailable(f"Temporal does not serve this now ({error.status.name.lower()})") from error
     except RuntimeError as error:

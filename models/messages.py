@@ -120,11 +120,12 @@ class ContainerEvent(Message):
     """Signal `container_event`: what the host saw of this environment's container.
 
     Attributes:
-        event: `exited`, `removed`, `paused`, `absent` (the sweep found none).
+        event: `exited`, `removed`, `paused`, `absent` (the sweep found none), or `out_of_memory`: the kernel ended a
+            program in it, and the container runs on.
     """
 
     generation: int
-    event: Literal["exited", "removed", "paused", "absent"]
+    event: Literal["exited", "removed", "paused", "absent", "out_of_memory"]
     container_id: str | None = None
     exit_code: int | None = None
     oom_killed: bool = False
@@ -328,7 +329,7 @@ class EnvironmentRecord(Message):
 
 
 class Recorded(Message):
-    """What the inventory has of an environment after a record: more than the workflow knows once that was reset by hand.
+    """What the inventory has of an environment after a record; more than a workflow that was reset by hand knows.
 
     Attributes:
         generation: of the row. sequence: of the newest timeline entry.
@@ -426,11 +427,17 @@ class AwaitSettled(Message):
 
 
 class EnvironmentInput(Message):
-    """First input of workflow `DesktopEnvironment`; continue-as-new carries `state` as well."""
+    """First input of workflow `DesktopEnvironment`; continue-as-new carries `state` as well.
+
+    Attributes:
+        generation, sequence: the last ones recorded, where the workflow takes the place of one that was terminated.
+    """
 
     spec: EnvironmentSpec
     desired_running: bool = False
     actor: str | None = None
+    generation: int = 0
+    sequence: int = 0
     state: dict[str, Any] | None = None
 
 

@@ -155,4 +155,4 @@ def load(kind: type[S]) -> S:
     except ValidationError as error:
         first = error.errors()[0]
         name = "_".join(str(part) for part in first["loc"]).upper()
-        raise ConfigurationError(f"DESKTOP_{name}: {first['msg']}") from None
+        raise ConfigurationError(f"DESKTOP_{name}: {first['msg'].removeprefix('Value error, ')}") from None

@@ -5,6 +5,7 @@ own queue.
 """
 
 import asyncio
+import os
 import sys
 from datetime import UTC, datetime, timedelta
 
@@ -50,4 +51,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stderr.flush()
+    # The SDK's native threads can abort the interpreter while it finalises (temporal sdk-python issue 300).
+    os._exit(code)

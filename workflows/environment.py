@@ -13,7 +13,7 @@ from typing import Any
 
 from temporalio import workflow
 from temporalio.common import RawValue, SearchAttributeKey
-from temporalio.exceptions import ApplicationError
+from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
     from activities.interface import ControlActivities
@@ -27,11 +27,13 @@ with workflow.unsafe.imports_passed_through():
     from workflows.inbox import InboxItem
     from workflows.operations import Failure, Operations
     from workflows.reactions import Reactions
-    from workflows.state import TIMELINE_KEPT, EnvironmentState, SituationRecord
+    from workflows.state import TIMELINE_KEPT, EnvironmentState, SituationRecord, read_state
 
 _RETRY = "next attempt"
 _NODE = "the node's time to reconnect"
 _RENEWAL = "token renewal"
+_PROJECTION = "until the record is offered again"
+_POSTPONED = "until the operation is tried again"
 
 _STATUS_KEY = SearchAttributeKey.for_keyword(SEARCH_ATTRIBUTE_STATUS)
 
@@ -42,14 +44,17 @@ class DesktopEnvironment:
 
     @workflow.init
     def __init__(self, start: m.EnvironmentInput) -> None:
+        self._unreadable: str | None = None
         if start.state is not None:
-            self._state = EnvironmentState.model_validate(start.state)
+            self._state, self._unreadable = read_state(start.spec, start.state)
         else:
             # Not `workflow.now()`, which a replay may see a moment later where local activities prolonged the task.
             now = workflow.info().start_time
             self._state = EnvironmentState(
                 spec=start.spec,
                 situation=SituationRecord(desired_running=start.desired_running),
+                generation=start.generation,
+                sequence=start.sequence,
                 created_at=now,
                 updated_at=now,
             )
@@ -57,6 +62,7 @@ class DesktopEnvironment:
         self._reactions = Reactions(self._state, dirty=self._fresh or bool(self._state.unrecorded))
         self._operations = Operations(self._state, self._reactions.note, self._record, self._entered)
         self._operation: Operation | None = None
+        self._task: asyncio.Task[Event] | None = None
         self._phase: str | None = None
         self._shown_status = None if self._fresh else self._state.situation.status
 
@@ -65,68 +71,94 @@ class DesktopEnvironment:
         """Live until deleted."""
         if self._fresh:
             self._reactions.created(start.actor)
-        while not self._state.deleted or self._state.inbox or self._reactions.dirty or self._operation:
+        if self._unreadable:
+            self._reactions.state_unreadable(self._unreadable)
+        while not self._state.erased or self._state.inbox or self._reactions.dirty:
             try:
+                if self._is_long():
+                    # No await between here and the command: nothing can come in in between, and the inbox is carried.
+                    self._continue_as_new()
                 await self._reconcile()
             except asyncio.CancelledError:
                 if workflow.cancellation_reason() is None:
                     # Not a request but the worker dropping this instance from its cache.
                     raise
                 self._reactions.cancelled_by_hand()
+                await self._operation_over()
+            except Exception as error:
+                await self._stumbled(error)
         await workflow.wait_condition(workflow.all_handlers_finished)
 
     async def _reconcile(self) -> None:
         """One pass: take signals in, project, act or wait."""
         self._reactions.take_in(self._operation)
         await self._record()
-        if self._state.inbox or (self._state.deleted and self._operation is None):
+        if self._state.inbox:
             return
-        operation = next_operation(self._state.now_situation)
-        if self._continue_as_new_is_due():
-            workflow.continue_as_new(
-                m.EnvironmentInput(spec=self._state.spec, state=self._state.model_dump(mode="json")),
-            )
-        if operation is not None:
+        operation = None if self._state.erased else next_operation(self._state.now_situation)
+        if operation is not None and self._state.not_before is None:
             await self._operate(operation)
-        else:
+        elif not self._state.erased or self._reactions.dirty:
             await self._wait()
 
-    def _continue_as_new_is_due(self) -> bool:
+    def _is_long(self, limit: int | None = None) -> bool:
+        """Whether the history is long enough to continue as new, and nobody waits for an answer of this run."""
         info = workflow.info()
-        long = (
-            info.is_continue_as_new_suggested() or info.get_current_history_length() > policies.HISTORY_LIMIT
-        )
-        # Checked with the inbox empty and with no await between here and the command: nothing can be lost in between.
-        return long and workflow.all_handlers_finished()
+        length = info.get_current_history_length()
+        suggested = limit is None and info.is_continue_as_new_suggested()
+        long = suggested or length > (limit or policies.HISTORY_LIMIT)
+        return long and workflow.all_handlers_finished() and self._state.size() < policies.STATE_LIMIT
+
+    def _continue_as_new(self) -> None:
+        state = self._state
+        workflow.continue_as_new(m.EnvironmentInput(spec=state.spec, state=state.model_dump(mode="json")))
+
+    async def _stumbled(self, error: Exception) -> None:
+        """A bug. Were it let through, the workflow would end, or its task fail for ever with signals waiting behind."""
+        workflow.logger.error("the reconcile loop failed unexpectedly", exc_info=error)
+        await self._operation_over()
+        waiting = len(self._state.inbox)
+        self._reactions.stumbled(error)
+        with contextlib.suppress(TimeoutError):
+            await workflow.wait_condition(
+                lambda: len(self._state.inbox) > waiting,
+                timeout=policies.restart_backoff(self._state.setbacks),
+                timeout_summary="after an unexpected exception",
+            )
+
+    async def _operation_over(self) -> None:
+        """Nothing of an operation that was left in a hurry runs on beside the next one."""
+        if self._task is not None:
+            self._operations.interrupted = True
+            self._task.cancel()
+            await asyncio.wait([self._task])
+            self._task = None
 
     async def _operate(self, operation: Operation) -> None:
         """Run one operation to its end, or until what came in interrupts it."""
         self._operation = operation
-        task = asyncio.create_task(self._operations.begin(operation))
-        cancelled = False
+        task = self._task = asyncio.create_task(self._operations.begin(operation))
+        interrupted = False
         try:
             while not task.done():
                 self._show()
                 await workflow.wait_condition(lambda: task.done() or bool(self._state.inbox))
-                if (
-                    self._state.inbox
-                    and self._reactions.take_in(self._operation)
-                    and not cancelled
-                    and not task.done()
-                ):
-                    cancelled = True
+                unwanted = self._reactions.take_in(self._operation)
+                unwanted = unwanted or self._is_long(policies.HISTORY_LIMIT_IN_OPERATION)
+                if unwanted and not interrupted and not task.done():
+                    interrupted = self._operations.interrupted = True
                     task.cancel()
                     self._reactions.note("note", "interrupted", message=f"{operation} interrupted")
         finally:
-            if not task.done():
-                task.cancel()
             self._operation, self._phase = None, None
-        self._conclude(operation, task)
+        self._task = None
+        self._conclude(operation, task, interrupted)
 
-    def _conclude(self, operation: Operation, task: "asyncio.Task[Event]") -> None:
-        """What the operation's end means."""
-        if task.cancelled():
-            pass
+    def _conclude(self, operation: Operation, task: "asyncio.Task[Event]", interrupted: bool) -> None:
+        """What the operation's end means; of one that was interrupted, nothing."""
+        if task.cancelled() or interrupted:
+            if not task.cancelled() and (error := task.exception()):
+                workflow.logger.info("%s ended while it was interrupted: %s", operation, error)
         elif (error := task.exception()) is None:
             self._reactions.ended_well(task.result())
         elif isinstance(error, Failure):
@@ -158,7 +190,12 @@ class DesktopEnvironment:
         await self._deadline_passed(why)
 
     def _deadlines(self) -> list[tuple[datetime, str]]:
-        state, deadlines = self._state, []
+        state = self._state
+        deadlines: list[tuple[datetime, str]] = []
+        if self._reactions.dirty and state.projection_retry_at:
+            deadlines.append((state.projection_retry_at, _PROJECTION))
+        if state.not_before:
+            deadlines.append((state.not_before, _POSTPONED))
         if state.situation.recovery is Recovery.SCHEDULED and state.next_retry_at:
             deadlines.append((state.next_retry_at, _RETRY))
         if state.situation.status is Status.RUNNING:
@@ -170,7 +207,11 @@ class DesktopEnvironment:
         return deadlines
 
     async def _deadline_passed(self, why: str) -> None:
-        if why == _RETRY:
+        if why == _PROJECTION:
+            self._state.projection_retry_at = None
+        elif why == _POSTPONED:
+            self._state.not_before = None
+        elif why == _RETRY:
             self._reactions.retry_due()
         elif why == _NODE:
             self._reactions.node_stayed_away()
@@ -179,18 +220,33 @@ class DesktopEnvironment:
             self._reactions.note("credential", "token_extended")
 
     async def _record(self) -> None:
-        """Project the state into the inventory, if there is anything new."""
-        while self._reactions.dirty:
-            self._reactions.dirty = False
-            record = self._state.record(workflow.now())
-            self._state.unrecorded = []
+        """Project the state into the inventory, if there is anything new.
+
+        With the database away this waits. What the inventory refuses although it is there, which is a bug, blocks
+        nothing: it is kept, and offered again later.
+        """
+        state, reactions = self._state, self._reactions
+        while reactions.dirty and state.projection_retry_at is None:
+            reactions.dirty = False
+            record, sequence = state.record(workflow.now()), state.sequence
+            state.unrecorded = []
             self._show()
-            await in_inventory(
-                ControlActivities.record_environment,
-                record,
-                policy=policies.INVENTORY,
-                summary=f"record {record.status}, generation {record.generation}",
-            )
+            try:
+                known = await in_inventory(
+                    ControlActivities.record_environment,
+                    record,
+                    policy=policies.INVENTORY,
+                    summary=f"record {record.status}, generation {record.generation}",
+                )
+            except (ActivityError, asyncio.CancelledError) as error:
+                state.unrecorded = [*record.entries, *state.unrecorded]
+                reactions.dirty = True
+                if is_cancelled_exception(error):
+                    raise asyncio.CancelledError from error
+                workflow.logger.error("the inventory refuses the record", exc_info=error)
+                reactions.projection_failed(error.__cause__ or error)
+                return
+            reactions.recorded(known, record.entries, sequence)
 
     def _entered(self, phase: str) -> None:
         self._phase = phase
@@ -199,7 +255,11 @@ class DesktopEnvironment:
     def _show(self) -> None:
         """What the Web UI shows: details at no cost, the status as a search attribute when it is settled."""
         status = self._state.situation.status
-        workflow.set_current_details(describe(self._state, self._operation, self._phase))
+        try:
+            workflow.set_current_details(describe(self._state, self._operation, self._phase))
+        except Exception as error:
+            # Only for the eye: no operation stops for it.
+            workflow.logger.error("the state cannot be described", exc_info=error)
         if status in SETTLED and status is not self._shown_status:
             self._shown_status = status
             workflow.upsert_search_attributes([_STATUS_KEY.value_set(status)])
@@ -275,8 +335,11 @@ class DesktopEnvironment:
 
         def settled() -> bool:
             taken_in = wish.after_request_id is None or wish.after_request_id in self._state.request_ids
-            done = taken_in and not self._state.inbox and self.status().settled and not self._reactions.dirty
-            return done or self._state.deleted
+            projected = not self._reactions.dirty or self._state.projection_failures > 0
+            done = taken_in and not self._state.inbox and self.status().settled and projected
+            # A run that has to end cannot be held up by somebody who always waits.
+            overdue = workflow.info().get_current_history_length() > policies.HISTORY_LIMIT_IN_OPERATION
+            return done or overdue or self._state.deleted
 
         timeout = timedelta(seconds=wish.timeout_seconds)
         with contextlib.suppress(TimeoutError):

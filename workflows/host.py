@@ -5,6 +5,7 @@ heartbeat; its end without a prompt new beginning is the host's loss, and its ne
 """
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from functools import partial
 
@@ -30,6 +31,10 @@ class DesktopHost:
     def __init__(self, start: m.HostInput) -> None:
         self._record = start.record
         self._reports: list[m.HostRecord] = []
+        # A loss and a return that are told at the same time would reach an environment in either order.
+        self._telling = asyncio.Lock()
+        self._told_available = start.record.healthy and start.record.docker_available
+        self._watchdog: asyncio.Task[None] | None = None
 
     @workflow.run
     async def run(self, start: m.HostInput) -> None:
@@ -43,7 +48,10 @@ class DesktopHost:
                     self._show()
                     await workflow.wait_condition(partial(self._stirred, monitor))
                     await self._take_in()
-                monitor.result()
+                    if workflow.info().is_continue_as_new_suggested() and not monitor.done():
+                        monitor.cancel()
+                        await asyncio.wait([monitor])
+                await self._take_in()
                 if workflow.info().is_continue_as_new_suggested():
                     workflow.continue_as_new(m.HostInput(record=self._record))
         except asyncio.CancelledError:
@@ -55,11 +63,14 @@ class DesktopHost:
             await self._lost("the host's workflow was cancelled")
 
     def _stirred(self, monitor: "asyncio.Task[None]") -> bool:
-        return monitor.done() or bool(self._reports)
+        return monitor.done() or bool(self._reports) or workflow.info().is_continue_as_new_suggested()
 
     async def _monitor(self) -> None:
         """Run the monitor on the host until it ends, and declare the host lost if it does not begin again in time."""
-        watchdog = asyncio.create_task(self._watch_for_return())
+        if self._watchdog is None or self._watchdog.done():
+            # One that still waits goes on: a monitor that fails before its first report is no return.
+            self._watchdog = asyncio.create_task(self._watch_for_return())
+        began = workflow.now()
         try:
             await workflow.execute_activity_method(
                 HostActivities.monitor_host,
@@ -69,8 +80,8 @@ class DesktopHost:
         except ActivityError as error:
             if is_cancelled_exception(error):
                 raise asyncio.CancelledError from error
-        finally:
-            watchdog.cancel()
+            if workflow.now() - began < policies.MONITOR_RETRY:
+                await workflow.sleep(policies.MONITOR_RETRY, summary="before the monitor is begun again")
 
     async def _watch_for_return(self) -> None:
         seen = self._record.last_seen_at
@@ -81,7 +92,9 @@ class DesktopHost:
                 timeout_summary="the host's time to return",
             )
         except TimeoutError:
-            await self._lost("the host's worker does not answer")
+            async with self._telling:
+                if self._record.last_seen_at == seen:
+                    await self._lost("the host's worker does not answer")
 
     async def _lost(self, reason: str) -> None:
         if not self._record.healthy:
@@ -93,6 +106,12 @@ class DesktopHost:
         await self._notify("lost", ErrorCode.HOST_UNREACHABLE, reason)
 
     async def _take_in(self) -> None:
+        if not self._reports:
+            return
+        async with self._telling:
+            await self._take_in_reports()
+
+    async def _take_in_reports(self) -> None:
         while self._reports:
             report = self._reports.pop(0)
             before, self._record = (
@@ -107,9 +126,9 @@ class DesktopHost:
                 ),
             )
             await self._write()
-            if report.docker_available and not (before.healthy and before.docker_available):
+            if report.docker_available and not (self._told_available and before.healthy):
                 await self._notify("restored", ErrorCode.HOST_UNREACHABLE, "")
-            elif not report.docker_available and before.docker_available:
+            elif not report.docker_available and (self._told_available or before.docker_available):
                 await self._notify(
                     "lost",
                     ErrorCode.DOCKER_UNAVAILABLE,
@@ -121,12 +140,18 @@ class DesktopHost:
         revision = max(self._record.revision + 1, int(workflow.now().timestamp() * 1000))
         self._record = self._record.model_copy(update={"revision": revision})
         health = "healthy" if self._record.healthy else "unhealthy"
-        await in_inventory(
-            ControlActivities.record_host,
-            self._record,
-            policy=policies.INVENTORY,
-            summary=f"record the host {health}",
-        )
+        try:
+            await in_inventory(
+                ControlActivities.record_host,
+                self._record,
+                policy=policies.INVENTORY,
+                summary=f"record the host {health}",
+            )
+        except ActivityError as error:
+            if is_cancelled_exception(error):
+                raise asyncio.CancelledError from error
+            # A bug: the host is watched all the same, and the next record may pass.
+            workflow.logger.error("the inventory refuses the host's record", exc_info=error)
 
     async def _notify(self, event: str, code: ErrorCode, message: str) -> None:
         request = m.NotifyEnvironments(
@@ -136,7 +161,28 @@ class DesktopHost:
             ),
         )
         config: LocalActivityConfig = {**policies.NOTIFY, "summary": f"tell the environments: host {event}"}
-        await workflow.execute_local_activity_method(ControlActivities.notify_environments, request, **config)
+        attempts = 0
+        self._told_available = event == "restored"
+        while True:
+            try:
+                await workflow.execute_local_activity_method(
+                    ControlActivities.notify_environments, request, **config
+                )
+                return
+            except ActivityError as error:
+                if is_cancelled_exception(error):
+                    raise asyncio.CancelledError from error
+                workflow.logger.error("some environments could not be told", exc_info=error)
+            attempts += 1
+            with contextlib.suppress(TimeoutError):
+                await workflow.wait_condition(
+                    lambda: bool(self._reports),
+                    timeout=policies.doubling(attempts, policies.PROJECTION_WAIT_MAX),
+                    timeout_summary="until the environments are told again",
+                )
+                # What the host says now comes first; what it asks to be told replaces this.
+                self._told_available = not self._told_available
+                return
 
     def _show(self) -> None:
         record = self._record

@@ -11,7 +11,7 @@ _DOMAIN_ERRORS = [code.value for code in ErrorCode]
 
 WORKFLOW_TASK = timedelta(seconds=5)
 """How long an environment stands still when the control worker is killed in the midst of its task; the server's default
-is 10 s. A task takes milliseconds, the replay of a whole history a second; one cut off is found half done and goes on."""
+is 10 s. A task takes milliseconds, the replay of a whole history a second; one cut off is found in the cache."""
 
 HOST_HEARTBEAT = timedelta(seconds=6)
 """A host worker that was killed is noticed after this; four missed beats of a busy machine are not an outage."""
@@ -99,9 +99,13 @@ MONITOR = ActivityConfig(
     start_to_close_timeout=timedelta(days=3650),
     heartbeat_timeout=HOST_HEARTBEAT,
     retry_policy=RetryPolicy(maximum_attempts=1),
+    cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
 )
 """Runs as long as the host's worker. One attempt, so that the workflow learns of every end at once; no limit on the
 wait for a worker, because that wait is how a lost host is waited for."""
+
+MONITOR_RETRY = timedelta(seconds=2)
+"""A monitor that ends sooner than this ends of itself; beginning it again at once would spin."""
 
 HOST_RETURN_GRACE = timedelta(seconds=6)
 """A worker that is back within this was restarted, not lost; with the heartbeat, 12 s of the 20 s budget."""

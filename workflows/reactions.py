@@ -22,6 +22,7 @@ with workflow.unsafe.imports_passed_through():
         Step,
         apply_command,
         apply_event,
+        is_settled,
     )
     from workflows import policies
     from workflows.inbox import InboxItem, OddSignal, parse
@@ -131,6 +132,10 @@ class Reactions:
         state = self._state
         if event.generation != state.generation:
             return False
+        if event.event == "out_of_memory":
+            # The kernel has ended what was too big; the desktop is well, and a new one would be worse.
+            self.note("event", "out_of_memory", message="a program in the container ran out of memory and was killed")
+            return False
         if operation is Operation.START:
             # The start watches its own container; but if it ends well all the same, this is news.
             self._held_back.append(event)
@@ -216,9 +221,11 @@ class Reactions:
 
     def ended_well(self, event: Event) -> None:
         """An operation reached its end."""
-        self._state.setbacks = 0
-        self._state.not_before = None
-        self.apply(apply_event(self._state.now_situation, event))
+        state = self._state
+        state.not_before = None
+        self.apply(apply_event(state.now_situation, event))
+        if state.situation.status is not Status.ERROR and is_settled(state.now_situation):
+            state.setbacks = 0
 
     def operation_ended(self) -> None:
         """What came in during a start about its container and node counts now."""
@@ -335,7 +342,9 @@ class Reactions:
         if known.generation > state.generation:
             state.generation = known.generation
             state.container = None
-        self.note("note", "rewound", message="an earlier state was taken up; what the host has is proven anew")
+        self.note(
+            "note", "rewound", message="an earlier state was taken up; what the host has is proven anew"
+        )
         self.apply(apply_event(state.now_situation, Event.REWOUND))
 
     def state_unreadable(self, names: str) -> None:

@@ -78,6 +78,10 @@ class EnvironmentState(m.Message):
         """The situation, as the transition function takes it."""
         return Situation(**self.situation.model_dump())
 
+    def size(self) -> int:
+        """Bytes of JSON, at least: of what can grow without bound while the inventory is away."""
+        return sum(len(part.model_dump_json()) for part in (*self.unrecorded, *self.inbox))
+
     def view(self, *, operation: str | None, phase: str | None) -> m.EnvironmentView:
         """What query `status` answers."""
         situation = self.situation

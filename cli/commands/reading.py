@@ -63,14 +63,21 @@ def logs(
     environment: EnvironmentArgument,
     follow: FollowOption = False,
     refresh: Annotated[
-        bool, typer.Option("--refresh", help="Read the container now, not what was kept.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--refresh/--retained",
+            help="Read the container now, or what was kept of the last one; now by default where it runs.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Print the tail of the container's log."""
     session = of(ctx)
     environment_id = session.resolve(environment)
-    lines = session.api.logs(environment_id, refresh or follow)
+    if refresh is None:
+        refresh = follow or session.api.environment(environment_id)["status"] == "running"
+    lines = session.api.logs(environment_id, refresh)
     if as_json and not follow:
         print_json({"environment_id": environment_id, "logs": lines})
         return

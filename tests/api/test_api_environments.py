@@ -9,7 +9,7 @@ import pytest
 
 from inventory import events
 from inventory.engine import reading
-from models.identifiers import CONTROL_TASK_QUEUE, host_workflow_id
+from models.identifiers import CONTROL_TASK_QUEUE, environment_workflow_id, host_workflow_id
 from models.messages import HostInput, HostRecord
 from tests.api.stack import Stack
 from tests.support.temporal import temporal_cli
@@ -261,3 +261,33 @@ async def test_host_last_seen_is_the_monitors_heartbeat(stack: Stack) -> None:
         await eventually(beaten, "the host's heartbeat shows")
     finally:
         await handle.terminate()
+
+
+async def test_an_environment_whose_workflow_was_terminated_is_told_and_brought_back(stack: Stack) -> None:
+    environment_id = await stack.started()
+    workflow_id = environment_workflow_id(environment_id)
+    path = f"/desktop-environments/{environment_id}"
+    before = await shown(stack, environment_id)
+    recorded = (await stack.http.get(f"{path}/timeline")).json()["entries"]
+
+    await temporal_cli(
+        stack.client.service_client.config.target_host, "workflow", "terminate", "--workflow-id", workflow_id
+    )
+    ghost = await shown(stack, environment_id)
+    assert (ghost["status"], ghost["source"]) == ("error", "inventory")
+    assert "its workflow is gone" in ghost["last_error"]["message"]
+    assert not ghost["takeover_available"]
+
+    answer = await stack.http.post(f"{path}/start", params={"wait": 30})
+    back = answer.json()["environment"]
+    assert (answer.status_code, back["status"], back["source"]) == (200, "running", "workflow")
+    assert back["generation"] > before["generation"]
+    timeline = (await stack.http.get(f"{path}/timeline")).json()["entries"]
+    assert timeline[: len(recorded)] == recorded and len(timeline) > len(recorded)
+
+    await temporal_cli(
+        stack.client.service_client.config.target_host, "workflow", "terminate", "--workflow-id", workflow_id
+    )
+    deleted = await stack.http.delete(path, params={"wait": 30})
+    assert deleted.status_code == 200, deleted.text
+    assert (await stack.http.get(path)).status_code == 404

@@ -19,18 +19,18 @@ class Hold:
     """One kind of request that is not passed on until released.
 
     Attributes:
-        came: set as soon as the first one has come.
+        came: how many have come.
     """
 
     def __init__(self, pattern: str, *, answer: bool) -> None:
         self.pattern = re.compile(pattern)
         self.answer = answer
-        self.came = threading.Event()
+        self.came = 0
         self._released = threading.Event()
 
     def stop_here(self) -> None:
         """Called by the connection's thread."""
-        self.came.set()
+        self.came += 1
         self._released.wait(60)
 
     def release(self) -> None:

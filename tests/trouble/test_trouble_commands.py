@@ -33,45 +33,50 @@ def slow_image(bad_images: Images) -> str:
 
 
 @contextmanager
-def held_start(field: Field, phase: str, slow_image: str) -> Iterator[str]:
-    """An environment whose start is in this phase; it may go on when the context ends."""
+def held_starts(field: Field, phase: str, slow_image: str, count: int) -> Iterator[list[str]]:
+    """So many environments whose starts are in this phase; they may go on when the context ends."""
     if phase in HELD:
         with field.relay.holding(HELD[phase], answer=phase.startswith("image")) as hold:
-            environment_id = field.create()
-            assert hold.came.wait(20), phase
-            yield environment_id
+            made = field.many(count)
+            within(lambda: hold.came >= count, phase)
+            yield made
     else:
-        environment_id = field.create(image_ref=slow_image)
-        within(lambda: field.show(environment_id)["phase"] == "await_node_pairing", phase)
-        yield environment_id
+        made = field.many(count, image_ref=slow_image)
+        for environment_id in made:
+            within(lambda found=environment_id: field.show(found)["phase"] == "await_node_pairing", phase)
+        yield made
 
 
-@pytest.mark.parametrize("command", ["stop", "reset", "delete", "start"])
 @pytest.mark.parametrize("phase", [*HELD, "node awaited"])
-def test_in_every_phase_of_a_start(field: Field, phase: str, command: str, slow_image: str) -> None:
-    with held_start(field, phase, slow_image) as environment_id:
-        answer = field.command(environment_id, command)
-        if command == "delete":
-            assert answer.status_code == 202
+def test_every_command_in_every_phase_of_a_start(field: Field, phase: str, slow_image: str) -> None:
+    commands = ["stop", "reset", "delete", "start"]
+    with held_starts(field, phase, slow_image, len(commands)) as made:
+        for environment_id, command in zip(made, commands, strict=True):
+            field.command(environment_id, command)
         time.sleep(0.15)
-    if command == "delete":
-        field.delete(environment_id)
-        return
-    # `start` asks for what is wanted already: sent again, it only waits.
-    settled = field.settle(environment_id, "stop" if command == "stop" else "start")
-    assert settled["status"] == EXPECTED[command], settled
-    seen = field.check_agreement(environment_id, EXPECTED[command])
-    assert seen["last_error"] is None and seen["restarts"] == 0
-    assert [error["name"] for error in field.errors(environment_id)] == []
-    if command == "start":
-        assert seen["generation"] == 1
+
+    def outcome(environment_id: str, command: str) -> None:
+        if command == "delete":
+            field.delete(environment_id)
+            return
+        # `start` asks for what is wanted already: sent again, it only waits.
+        settled = field.settle(environment_id, "stop" if command == "stop" else "start")
+        assert settled["status"] == EXPECTED[command], settled
+        seen = field.check_agreement(environment_id, EXPECTED[command])
+        assert seen["last_error"] is None and seen["restarts"] == 0
+        assert field.errors(environment_id) == []
+        if command == "start":
+            assert seen["generation"] == 1
+
+    with ThreadPoolExecutor(len(commands)) as pool:
+        list(pool.map(outcome, made, commands))
 
 
 def test_start_while_it_stops(field: Field) -> None:
     environment_id = field.running()
     with field.relay.holding(r"POST \S+/containers/\w+/stop") as hold:
         field.command(environment_id, "stop")
-        assert hold.came.wait(20)
+        within(lambda: hold.came, "the stop")
         field.command(environment_id, "start")
         assert field.show(environment_id)["status"] == "stopping"
     within(lambda: field.show(environment_id)["generation"] == 2, "the next generation")
@@ -80,21 +85,24 @@ def test_start_while_it_stops(field: Field) -> None:
     assert field.errors(environment_id) == []
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_twenty_commands_in_a_row(field: Field, seed: int) -> None:
-    chance = random.Random(seed)
-    environment_id = field.create()
-    last = "start"
-    for _ in range(20):
-        command = chance.choice(["start", "stop", "reset"])
-        last = command if command != "reset" else last
-        field.command(environment_id, command)
-        assert len(field.stack.containers(environment_id)) <= 1
-        time.sleep(chance.choice([0, 0, 0.02, 0.1, 0.4]))
-    status = field.settle(environment_id, last)["status"]
-    assert status == EXPECTED[last]
-    field.check_agreement(environment_id, status)
-    assert field.errors(environment_id) == []
+def test_twenty_commands_in_a_row(field: Field) -> None:
+    def storm(seed: int) -> None:
+        chance = random.Random(seed)
+        environment_id = field.create()
+        last = "start"
+        for _ in range(20):
+            command = chance.choice(["start", "stop", "reset"])
+            last = command if command != "reset" else last
+            field.command(environment_id, command)
+            assert len(field.stack.containers(environment_id)) <= 1
+            time.sleep(chance.choice([0, 0, 0.02, 0.1, 0.4]))
+        status = field.settle(environment_id, last)["status"]
+        assert status == EXPECTED[last]
+        field.check_agreement(environment_id, status)
+        assert field.errors(environment_id) == []
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(storm, [1, 2, 3]))
 
 
 def test_creates_and_deletes_racing(field: Field) -> None:
@@ -108,7 +116,7 @@ def test_creates_and_deletes_racing(field: Field) -> None:
         field.command(environment_id, "delete", wait=60)
         return environment_id
 
-    with ThreadPoolExecutor(10) as pool:
+    with ThreadPoolExecutor(20) as pool:
         made = list(pool.map(life, pauses))
     for environment_id in made:
         field.check_nothing_left(environment_id)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.trouble.field import PARTS, Field
+from tests.trouble.field import PARTS, Field, within
 
 pytestmark = [pytest.mark.e2e, pytest.mark.docker, pytest.mark.xdist_group("trouble")]
 
@@ -25,24 +25,27 @@ def test_killed_is_noticed_recovered_and_explained(field: Field) -> None:
     assert (seen["restarts"], seen["last_error"]) == (1, None)
 
 
-@pytest.mark.parametrize("way", ["removed", "paused", *PARTS])
-def test_whatever_happens_to_it(field: Field, way: str) -> None:
-    environment_id = field.running()
-    container = field.container(environment_id)
-    if way == "removed":
-        recovery = field.recover(environment_id, lambda: container.remove(force=True))
-    elif way == "paused":
-        recovery = field.recover(environment_id, container.pause)
-    else:
-        recovery = field.recover(environment_id, field.kill_inside(environment_id, PARTS[way]))
-    print(way, recovery)
-    field.check_agreement(environment_id, "running")
-    (error,) = field.errors(environment_id)
-    expected = "sandbox_unhealthy" if way == "paused" else "sandbox_exited"
-    assert (error["name"], error["generation"]) == (expected, 1)
-    if way in PARTS:
-        assert error["detail"]["exit_code"] == 137
-        assert "died (signal SIGKILL)" in error["detail"]["log_tail"][-1]
+def test_whatever_happens_to_it(field: Field) -> None:
+    ways = ["removed", "paused", *PARTS]
+    made = field.many(len(ways))
+    for environment_id in made:
+        assert field.settle(environment_id, "start")["status"] == "running"
+    for environment_id, way in zip(made, ways, strict=True):
+        container = field.container(environment_id)
+        if way == "removed":
+            recovery = field.recover(environment_id, lambda found=container: found.remove(force=True))
+        elif way == "paused":
+            recovery = field.recover(environment_id, container.pause)
+        else:
+            recovery = field.recover(environment_id, field.kill_inside(environment_id, PARTS[way]))
+        print(way, recovery)
+        field.check_agreement(environment_id, "running")
+        (error,) = field.errors(environment_id)
+        expected = "sandbox_unhealthy" if way == "paused" else "sandbox_exited"
+        assert (error["name"], error["generation"]) == (expected, 1)
+        if way in PARTS:
+            assert error["detail"]["exit_code"] == 137
+            assert "died (signal SIGKILL)" in error["detail"]["log_tail"][-1]
 
 
 def test_out_of_memory_as_a_whole(field: Field) -> None:
@@ -54,3 +57,15 @@ def test_out_of_memory_as_a_whole(field: Field) -> None:
     assert error["name"] == "sandbox_exited" and "out of memory" in error["message"]
     assert error["detail"]["oom_killed"] is True and error["detail"]["exit_code"] == 137
     assert error["detail"]["log_tail"]
+
+
+def test_out_of_memory_of_one_program_only(field: Field) -> None:
+    """The kernel has ended what was too big, and the desktop is well: it stays, and the operator is told."""
+    environment_id = field.running()
+    field.out_of_memory(environment_id, whole=False)()
+    within(
+        lambda: "out_of_memory" in [entry["name"] for entry in field.timeline(environment_id)], "told", 10
+    )
+    seen = field.check_agreement(environment_id, "running")
+    assert (seen["generation"], seen["restarts"]) == (1, 0)
+    assert field.errors(environment_id) == []
