@@ -144,9 +144,15 @@ def record(session: Session, record: EnvironmentRecord, now: datetime) -> bool:
 
 def recorded(session: Session, environment_id: str) -> Recorded:
     """How far the inventory is with an environment; zeros for one it does not know."""
-    generation = select(EnvironmentRow.generation).where(EnvironmentRow.environment_id == environment_id)
-    found = session.exec(generation).one_or_none()
-    return Recorded(generation=found or 0, sequence=events.last_sequence(session, environment_id))
+    row = select(EnvironmentRow.generation, EnvironmentRow.deleted_at).where(
+        EnvironmentRow.environment_id == environment_id
+    )
+    generation, deleted_at = session.exec(row).one_or_none() or (0, None)
+    return Recorded(
+        generation=generation,
+        sequence=events.last_sequence(session, environment_id),
+        deleted=deleted_at is not None,
+    )
 
 
 def get(session: Session, environment_id: str, include_deleted: bool = False) -> EnvironmentRow | None:

@@ -332,11 +332,12 @@ class Recorded(Message):
     """What the inventory has of an environment after a record; more than a workflow that was reset by hand knows.
 
     Attributes:
-        generation: of the row. sequence: of the newest timeline entry.
+        generation: of the row. sequence: of the newest timeline entry. deleted: the row is a tombstone.
     """
 
     generation: int = 0
     sequence: int = 0
+    deleted: bool = False
 
 
 class HostRecord(Message):

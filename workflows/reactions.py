@@ -134,7 +134,11 @@ class Reactions:
             return False
         if event.event == "out_of_memory":
             # The kernel has ended what was too big; the desktop is well, and a new one would be worse.
-            self.note("event", "out_of_memory", message="a program in the container ran out of memory and was killed")
+            self.note(
+                "event",
+                "out_of_memory",
+                message="a program in the container ran out of memory and was killed",
+            )
             return False
         if operation is Operation.START:
             # The start watches its own container; but if it ends well all the same, this is news.
@@ -331,6 +335,8 @@ class Reactions:
         state.projection_failures, state.projection_retry_at = 0, None
         if known is None or (known.generation <= state.generation and known.sequence <= sequence):
             return
+        if known.deleted and state.situation.status is not Status.DELETING:
+            self.apply(apply_command(state.now_situation, Command.DELETE))
         # More than this run can have written: the workflow was reset by hand to an earlier point, or its carried state
         # was lost. Its numbers go on from there, or everything it makes would be refused as outdated.
         missed = [*entries, *state.unrecorded]

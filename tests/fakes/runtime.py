@@ -4,33 +4,34 @@
     ├── SlowRuntime        `seconds` before each step in `steps` (default: all), cancellable
     ├── NeverRuntime       the step `step` never ends until it is cancelled
     ├── FlakyRuntime       the step `step` fails `times` times with `code`, then succeeds
-    ├── DiesAfterCreate    the container exits (code 137, a log line) before the node pairs, the first `times`
-    times └── NotFoundRuntime    `ensure_image` fails with `image_not_found`
+    ├── DiesAfterCreate    the container exits (code 137, a log line) before the node pairs, the first `times` times
+    ├── NotFoundRuntime    `ensure_image` fails with `image_not_found`
+    └── MoodyRuntime       fails and delays whatever it was told to beforehand
 
 Use::
 
     runtime = SlowRuntime(0.3, steps={"ensure_image"})
     with ThreadPoolExecutor(16) as pool:
-        Worker(client, task_queue=host_task_queue("h1"), activities=runtime.activities(),
-        activity_executor=pool)
-    runtime.connect(client)                         # container events and docker_health go out as real
-    signals runtime.crash(environment_id, exit_code=139)    # -> signal container_event `exited`, with code
-    and log tail runtime.remove_by_hand(environment_id)          # -> `removed`
-    runtime.set_docker(False)                       # steps fail with docker_unavailable; monitor signals
-    docker_health runtime.set_docker(True)
+        Worker(client, task_queue=host_task_queue("h1"), activities=runtime.activities(), activity_executor=pool)
+    runtime.connect(client)                         # container events and docker_health go out as real signals
+    runtime.crash(environment_id, exit_code=139)    # -> signal container_event `exited`, with code and log tail
+    runtime.remove_by_hand(environment_id)          # -> `removed`
+    runtime.pause_by_hand(environment_id)           # -> `paused`
+    runtime.set_docker(False)                       # steps fail with docker_unavailable; monitor signals docker_health
 
-What tests read: `calls` (list of `Call(name, environment_id, generation, request)`), `count(name)`,
-`containers` (by environment id: `FakeContainer(container_id, environment_id, generation, running, rfb_port,
-novnc_port, …)`), `identities`, `tokens`, `wiped` (environment ids whose runtime home was emptied),
-`directories` (environment ids with a host directory), `events` (what was emitted), `created` and `removed`
-(container ids in order), `cancelled` (names of steps that ended by cancellation). `gate(step)` returns a
-`threading.Event`: the step waits until it is set. Everything is behind one lock; methods may be called from
-any thread. Without `connect`, `on_event` (environment id, ContainerEvent) is called instead, when given.
+What tests read: `calls` (list of `Call(name, environment_id, generation, request)`), `count(name)`, `containers` (by
+environment id: `FakeContainer(container_id, environment_id, generation, running, rfb_port, novnc_port, …)`),
+`identities`, `tokens`, `wiped` (environment ids whose runtime home was emptied), `directories` (environment ids with a
+host directory), `events` (what was emitted), `created` and `removed` (container ids in order), `cancelled` (names of
+steps that ended by cancellation). `gate(step)` returns a `threading.Event`: the step waits until it is set.
+Everything is behind one lock; methods may be called from any thread. Without `connect`, `on_event` (environment id,
+ContainerEvent) is called instead, when given. Generations are fenced as `activities.guards` fences them.
 """
 
 import asyncio
 import hashlib
 import itertools
+import random
 import threading
 import time
 from collections.abc import Callable, Collection
@@ -75,6 +76,7 @@ class FakeContainer:
     rfb_port: int
     novnc_port: int
     running: bool = True
+    paused: bool = False
     exit_code: int | None = None
     oom_killed: bool = False
     log: list[str] = field(default_factory=lambda: ["desktop up"])
@@ -99,15 +101,15 @@ class FakeRuntime(HostActivities):
         self.lock = threading.RLock()
         self._fence: dict[str, int] = {}
         self._rotated: dict[str, int] = {}
-        self._gates: dict[str, threading.Event] = {}
+        self._gone: set[str] = set()
+        self._gates: dict[tuple[str, str | None], threading.Event] = {}
         self._ports = itertools.count(40000)
         self._client: Client | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._sent: list[Future[None]] = []
         self._health_changed = threading.Event()
 
-    # --- what tests use
-    # --------------------------------------------------------------------------------------
+    # --- what tests use ---------------------------------------------------------------------------------------
 
     def activities(self) -> list[Callable[..., Any]]:
         """What a worker's `activities=` takes."""
@@ -133,9 +135,9 @@ class FakeRuntime(HostActivities):
         with self.lock:
             return sum(c.name == name and environment_id in (None, c.environment_id) for c in self.calls)
 
-    def gate(self, step: str) -> threading.Event:
-        """From now on the step waits, cancellable, until the returned event is set."""
-        return self._gates.setdefault(step, threading.Event())
+    def gate(self, step: str, environment_id: str | None = None) -> threading.Event:
+        """From now on the step, of all environments or of one, waits, cancellable, until the returned event is set."""
+        return self._gates.setdefault((step, environment_id), threading.Event())
 
     def running(self) -> list[FakeContainer]:
         """Containers that run."""
@@ -154,7 +156,22 @@ class FakeRuntime(HostActivities):
         """Somebody removes the container with the docker command. Raises KeyError where there is none."""
         with self.lock:
             container = self.containers.pop(environment_id)
+            self.removed.append(container.container_id)
             self.emit(environment_id, m.ContainerEvent(generation=container.generation, event="removed"))
+
+    def pause_by_hand(self, environment_id: str) -> None:
+        """Somebody pauses the container with the docker command. Raises KeyError where there is none."""
+        with self.lock:
+            container = self.containers[environment_id]
+            container.paused = True
+            self.emit(environment_id, self._event_of(container, "paused"))
+
+    async def flush(self) -> None:
+        """Everything emitted by now has been sent."""
+        with self.lock:
+            sent, self._sent = self._sent, []
+        for future in sent:
+            await asyncio.wrap_future(future)
 
     def set_docker(self, available: bool) -> None:
         """The Docker engine goes away or comes back; a running `monitor_host` reports it."""
@@ -171,8 +188,7 @@ class FakeRuntime(HostActivities):
         elif self.on_event is not None:
             self.on_event(environment_id, event)
 
-    # --- hooks of the family
-    # ---------------------------------------------------------------------------------
+    # --- hooks of the family ----------------------------------------------------------------------------------
 
     def before(self, step: str, environment_id: str, generation: int) -> None:
         """Runs at the start of each step; subclasses delay or fail here."""
@@ -184,8 +200,7 @@ class FakeRuntime(HostActivities):
             self._beat()
             time.sleep(min(left, 0.02))
 
-    # --- the activities
-    # --------------------------------------------------------------------------------------
+    # --- the activities ---------------------------------------------------------------------------------------
 
     @activity.defn
     def ensure_image(self, request: m.EnsureImage) -> m.ImageReady:
@@ -199,6 +214,7 @@ class FakeRuntime(HostActivities):
         self._step("prepare_identity", request, request.environment_id, request.generation)
         environment_id = request.environment_id
         with self.lock:
+            self._refuse_gone(environment_id, request.generation)
             self.directories.add(environment_id)
             known = self.identities.get(environment_id)
             rotate = request.rotate and self._rotated.get(environment_id) != request.generation
@@ -216,7 +232,14 @@ class FakeRuntime(HostActivities):
     def mint_node_token(self, request: m.MintNodeToken) -> m.NodeToken:
         self._step("mint_node_token", request, request.environment_id, request.generation)
         with self.lock:
+            self._refuse_gone(request.environment_id, request.generation)
             key = (request.environment_id, request.generation)
+            newest = max((g for e, g in self.tokens if e == request.environment_id), default=0)
+            if newest > request.generation:
+                message = (
+                    f"generation {newest} has its token already; generation {request.generation} is over"
+                )
+                raise failure(ErrorCode.INTERNAL, message, generation=request.generation, non_retryable=True)
             if key not in self.tokens:
                 now = datetime.now(UTC)
                 self.tokens[key] = m.NodeToken(
@@ -233,12 +256,16 @@ class FakeRuntime(HostActivities):
         self._step("start_container", request, environment_id, generation)
         with self.lock:
             there = self.containers.get(environment_id)
+            if there is not None and there.generation == generation and there.paused:
+                message = "the container is paused; a new one is needed"
+                raise failure(ErrorCode.SANDBOX_UNHEALTHY, message, generation=generation)
             if there is not None and there.generation == generation and there.running:
                 return self._started(there, adopted=True)
             if request.adopt_only:
                 raise failure(
                     ErrorCode.SANDBOX_EXITED, "no running container to adopt", generation=generation
                 )
+            self._refuse_gone(environment_id, generation)
             if generation <= self._fence.get(environment_id, -1):
                 message = f"generation {generation} was already removed"
                 raise failure(ErrorCode.START_FAILED, message, generation=generation, non_retryable=True)
@@ -272,6 +299,9 @@ class FakeRuntime(HostActivities):
                 )
             if not container.running:
                 raise self._exited(container)
+            if container.paused:
+                message = "the sandbox does not answer"
+                raise failure(ErrorCode.SANDBOX_UNHEALTHY, message, generation=request.generation)
             identity = self.identities.get(request.environment_id)
             node_id = identity.device_id if identity else f"dev_{request.environment_id}"
             phases = {"rfb": 100.0, "novnc": 120.0, "node_connected": 300.0, "paired": 310.0}
@@ -308,6 +338,7 @@ class FakeRuntime(HostActivities):
             if request.everything:
                 self.directories.discard(request.environment_id)
                 self.identities.pop(request.environment_id, None)
+                self._gone.add(request.environment_id)
 
     @activity.defn
     async def monitor_host(self, request: m.MonitorHost) -> None:
@@ -323,16 +354,16 @@ class FakeRuntime(HostActivities):
                 )
             await asyncio.sleep(0.05)
 
-    # --- inside
-    # ----------------------------------------------------------------------------------------------
+    # --- inside -----------------------------------------------------------------------------------------------
 
     def _step(self, name: str, request: Any, environment_id: str, generation: int) -> None:
         with self.lock:
             self.calls.append(Call(name, environment_id, generation, request))
         try:
             self._beat()
-            while (gate := self._gates.get(name)) is not None and not gate.is_set():
-                self.pause(0.02)
+            for gate in (self._gates.get((name, None)), self._gates.get((name, environment_id))):
+                while gate is not None and not gate.is_set():
+                    self.pause(0.02)
             self.before(name, environment_id, generation)
         except CancelledError:
             with self.lock:
@@ -343,6 +374,11 @@ class FakeRuntime(HostActivities):
             raise failure(
                 ErrorCode.DOCKER_UNAVAILABLE, "the Docker engine does not answer", generation=generation
             )
+
+    def _refuse_gone(self, environment_id: str, generation: int) -> None:
+        if environment_id in self._gone:
+            message = "the environment was deleted from this host"
+            raise failure(ErrorCode.INTERNAL, message, generation=generation, non_retryable=True)
 
     def _beat(self) -> None:
         if activity.in_activity():
@@ -481,3 +517,21 @@ class NotFoundRuntime(FakeRuntime):
         if step == "ensure_image":
             message = "image not found: check the name and that the host may pull it"
             raise failure(ErrorCode.IMAGE_NOT_FOUND, message, phase="ensure_image", generation=generation)
+
+
+class MoodyRuntime(FakeRuntime):
+    """Every step takes up to `seconds`, by a repeatable chance; a step in `moods` fails once, with the code there."""
+
+    def __init__(self, seconds: float = 0.01, seed: int = 7) -> None:
+        super().__init__()
+        self.seconds = seconds
+        self.moods: dict[str, ErrorCode] = {}
+        self._chance = random.Random(seed)  # noqa: S311 - a repeatable order, no secret
+
+    def before(self, step: str, environment_id: str, generation: int) -> None:
+        with self.lock:
+            code = self.moods.pop(step, None)
+            wait = self._chance.random() * self.seconds
+        self.pause(wait)
+        if code is not None:
+            raise failure(code, f"moody {step}", phase=step, generation=generation)

@@ -44,6 +44,14 @@ class Plane:
     engine: Engine
     host_id: str
     runtime: FakeRuntime
+    control_worker: Worker
+    build_control_worker: Callable[[], Worker]
+
+    async def restart_control_worker(self) -> None:
+        """Stop the control worker in order and start a fresh one, with nothing cached."""
+        await self.control_worker.__aexit__(None, None, None)
+        self.control_worker = self.build_control_worker()
+        await self.control_worker.__aenter__()
 
     async def create(self, *, running: bool = True, environment_id: str | None = None) -> str:
         """Start the workflow of a new environment; its id."""
@@ -158,25 +166,37 @@ async def plane_of(
         settings = ControlSettings(
             state_dir=directory, database_url=url, max_cached_workflows=max_cached_workflows
         )
-        await stack.enter_async_context(control.build(client, settings))
         runtime.connect(client)
-        address = client.service_client.config.target_host
-        plane = Plane(client=client, address=address, engine=engine, host_id=host_id, runtime=runtime)
+
+        def build() -> Worker:
+            return control.build(client, settings)
+
+        plane = Plane(
+            client=client,
+            address=client.service_client.config.target_host,
+            engine=engine,
+            host_id=host_id,
+            runtime=runtime,
+            control_worker=build(),
+            build_control_worker=build,
+        )
+        await plane.control_worker.__aenter__()
+        stack.push_async_callback(lambda: plane.control_worker.__aexit__(None, None, None))
         if host_worker:
             await stack.enter_async_context(host_worker_of(plane))
         yield plane
 
 
 @asynccontextmanager
-async def host_worker_of(plane: Plane) -> AsyncIterator[Worker]:
-    """A worker on the plane's host queue, for as long as the context lasts."""
-    with ThreadPoolExecutor(32) as pool:
+async def host_worker_of(plane: Plane, slots: int = 32) -> AsyncIterator[Worker]:
+    """A worker on the plane's host queue, for as long as the context lasts; `slots` steps at once."""
+    with ThreadPoolExecutor(slots) as pool:
         worker = Worker(
             plane.client,
             task_queue=host_task_queue(plane.host_id),
             activities=plane.runtime.activities(),
             activity_executor=pool,
-            max_concurrent_activities=32,
+            max_concurrent_activities=slots,
         )
         async with worker:
             yield worker

@@ -20,30 +20,11 @@ from tests.fakes.runtime import (
 from tests.support.temporal import temporal_cli, temporal_json
 from tests.support.waiting import eventually
 from tests.workflows.conftest import MakePlane
+from tests.workflows.invariants import agree
 from tests.workflows.plane import Plane
 from workflows.environment import DesktopEnvironment
 
 START_STEPS = ["ensure_image", "prepare_identity", "mint_node_token", "start_container", "await_node_pairing"]
-
-
-def assert_agree(plane: Plane, environment_id: str, view: m.EnvironmentView) -> None:
-    """Workflow, inventory, runtime and tokens say the same."""
-    row = plane.row(environment_id)
-    assert row is not None
-    assert (row.status, row.generation, row.desired_running) == (
-        view.status,
-        view.generation,
-        view.desired_running,
-    )
-    containers = [c for c in plane.runtime.containers.values() if c.environment_id == environment_id]
-    tokens = plane.live_tokens(environment_id)
-    if view.status is Status.RUNNING:
-        assert [c.generation for c in containers] == [view.generation]
-        assert [t.generation for t in tokens] == [view.generation]
-        assert row.node_id == view.node_id
-    else:
-        assert containers == []
-        assert tokens == []
 
 
 async def test_start_stop_start_delete(make_plane: MakePlane) -> None:
@@ -53,17 +34,17 @@ async def test_start_stop_start_delete(make_plane: MakePlane) -> None:
     assert view.generation == 1
     assert view.takeover_available
     assert {"prepare", "start_container", "await_node_pairing", "total"} <= set(view.phases)
-    assert_agree(plane, environment_id, view)
+    await agree(plane, environment_id, view.status)
 
     await plane.cli_signal(environment_id, "stop")
     view = await plane.settled(environment_id, Status.STOPPED)
-    assert_agree(plane, environment_id, view)
+    await agree(plane, environment_id, view.status)
     assert not view.takeover_available
 
     await plane.cli_signal(environment_id, "start", "--input", '{"reason": "again", "actor": "ann"}')
     view = await plane.settled(environment_id, Status.RUNNING)
     assert view.generation == 2
-    assert_agree(plane, environment_id, view)
+    await agree(plane, environment_id, view.status)
     command = [row for row in plane.events(environment_id) if row.kind == "command" and row.name == "start"][
         -1
     ]
@@ -116,11 +97,11 @@ async def test_a_command_interrupts_a_start_in_each_phase(
         gate.set()
         view = await plane.settled(environment_id, Status.RUNNING)
         assert view.generation == 2
-        assert_agree(plane, environment_id, view)
+        await agree(plane, environment_id, view.status)
     elif command is Command.STOP:
         view = await plane.settled(environment_id, Status.STOPPED)
         gate.set()
-        assert_agree(plane, environment_id, view)
+        await agree(plane, environment_id, view.status)
     else:
         await plane.handle(environment_id).result()
         gate.set()
@@ -141,7 +122,7 @@ async def test_start_during_stopping_ends_running(make_plane: MakePlane) -> None
         environment_id, lambda v: v.settled and v.status is Status.RUNNING, "running again"
     )
     assert view.generation == 2
-    assert_agree(plane, environment_id, view)
+    await agree(plane, environment_id, view.status)
 
 
 async def test_reset_gives_a_clean_desktop_and_keeps_the_identity(make_plane: MakePlane) -> None:
@@ -159,7 +140,7 @@ async def test_reset_gives_a_clean_desktop_and_keeps_the_identity(make_plane: Ma
         environment_id, lambda v: v.settled and v.generation == 3, "reset with a new identity"
     )
     assert third.node_id != first.node_id
-    assert_agree(plane, environment_id, third)
+    await agree(plane, environment_id, third.status)
 
 
 async def test_reset_of_a_stopped_environment_wipes_and_stays_stopped(make_plane: MakePlane) -> None:
@@ -169,7 +150,7 @@ async def test_reset_of_a_stopped_environment_wipes_and_stays_stopped(make_plane
     await plane.cli_signal(environment_id, "reset")
     await eventually(lambda: plane.runtime.wiped, "wiped")
     view = await plane.settled(environment_id, Status.STOPPED)
-    assert_agree(plane, environment_id, view)
+    await agree(plane, environment_id, view.status)
 
 
 async def test_twenty_random_commands_settle_where_the_last_one_says(make_plane: MakePlane) -> None:
@@ -184,7 +165,7 @@ async def test_twenty_random_commands_settle_where_the_last_one_says(make_plane:
         await handle.signal(command)
     view = await plane.await_settled(environment_id, m.AwaitSettled(timeout_seconds=60))
     assert view.status is (Status.RUNNING if desired else Status.STOPPED)
-    assert_agree(plane, environment_id, view)
+    await agree(plane, environment_id, view.status)
 
 
 async def test_odd_signals_are_survived_and_noted(make_plane: MakePlane) -> None:
@@ -238,7 +219,7 @@ async def test_missing_image_is_one_attempt_and_a_clear_code(make_plane: MakePla
     assert view.last_error.phase == "ensure_image"
     assert view.recovery is Recovery.OPERATOR
     assert plane.runtime.count("ensure_image") == 1
-    assert_agree(plane, environment_id, view)
+    await agree(plane, environment_id, view.status)
 
 
 async def test_a_flaky_start_recovers_and_the_error_clears(make_plane: MakePlane) -> None:
@@ -249,7 +230,7 @@ async def test_a_flaky_start_recovers_and_the_error_clears(make_plane: MakePlane
     assert view.restarts == 2
     names = await plane.names(environment_id)
     assert names.count("error:start_failed") == 2
-    assert_agree(plane, environment_id, view)
+    await agree(plane, environment_id, view.status)
 
 
 async def test_a_crash_loop_ends_in_a_lasting_error(
@@ -265,7 +246,7 @@ async def test_a_crash_loop_ends_in_a_lasting_error(
     assert "Xvnc: fatal server error" in view.last_error.log_tail
     assert view.recovery is Recovery.OPERATOR
     assert plane.runtime.count("start_container") == 3
-    assert_agree(plane, environment_id, view)
+    await agree(plane, environment_id, view.status)
     await plane.cli_signal(environment_id, "stop")
     view = await plane.settled(environment_id, Status.STOPPED)
     assert view.last_error is None
@@ -278,7 +259,7 @@ async def test_a_crash_while_running_is_mended_with_a_new_generation(make_plane:
     plane.runtime.crash(environment_id, exit_code=139, oom_killed=True)
     view = await plane.until(environment_id, lambda v: v.settled and v.generation == 2, "mended")
     assert view.status is Status.RUNNING
-    assert_agree(plane, environment_id, view)
+    await agree(plane, environment_id, view.status)
     error = next(row for row in plane.events(environment_id) if row.kind == "error")
     assert error.detail["exit_code"] == 139 and error.detail["oom_killed"]
 
@@ -304,7 +285,7 @@ async def test_changed_image_makes_a_running_desktop_anew(make_plane: MakePlane)
     view = await plane.until(environment_id, lambda v: v.settled and v.generation == 2, "made anew")
     assert view.spec.image_ref == "image:2" and view.spec.label == "blue"
     assert plane.runtime.containers[environment_id].image_ref == "image:2"
-    assert_agree(plane, environment_id, view)
+    await agree(plane, environment_id, view.status)
 
 
 async def test_delete_ends_with_the_host_away(make_plane: MakePlane, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -337,7 +318,7 @@ async def test_host_outage_restarts_nothing_that_still_runs(make_plane: MakePlan
     view = await plane.settled(environment_id, Status.RUNNING)
     assert view.generation == 1 and view.restarts == 0
     assert len(plane.runtime.created) == 1
-    assert_agree(plane, environment_id, view)
+    await agree(plane, environment_id, view.status)
 
 
 async def test_a_storm_of_signals_loses_none(make_plane: MakePlane, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -374,7 +355,7 @@ async def test_continue_as_new_carries_everything(
     assert after.model_dump(exclude={"updated_at"}) == before.model_dump(exclude={"updated_at"})
     assert len(plane.runtime.created) == 1
     await plane.cli_signal(environment_id, "stop")
-    assert_agree(plane, environment_id, await plane.settled(environment_id, Status.STOPPED))
+    await agree(plane, environment_id, Status.STOPPED)
 
 
 async def test_an_unexpected_exception_does_not_wedge(make_plane: MakePlane) -> None:
