@@ -4,6 +4,7 @@ from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.dependencies import authenticate
+from models.codec_address import CODEC_PREFIX
 from models.errors import InvalidRequest
 from models.takeover import TAKEOVER_PREFIX
 
@@ -34,7 +35,10 @@ class Guard:
 
 def is_public(path: str) -> bool:
     """Whether a path is served without an admin token."""
-    return path in PUBLIC_PATHS or path.startswith(TAKEOVER_PREFIX)
+    parts = path.removeprefix(CODEC_PREFIX).split("/") if path.startswith(f"{CODEC_PREFIX}/") else []
+    # With a capability in its path: checked there.
+    by_capability = len(parts) == 3
+    return path in PUBLIC_PATHS or path.startswith(TAKEOVER_PREFIX) or by_capability
 
 
 def _bounded(connection: HTTPConnection, receive: Receive) -> Receive:

@@ -29,6 +29,7 @@ from api.dependencies import Services
 from api.gateway import UVICORN_SETTINGS, Gateway
 from api.node_app import create_node_app
 from inventory.engine import make_engine
+from models import keyring
 from models.settings import ApiSettings, ConfigurationError, load
 
 logger = logging.getLogger(__name__)
@@ -103,7 +104,7 @@ async def serve(settings: ApiSettings, engine: Engine) -> None:
     with contextlib.ExitStack() as sockets:
         admin_socket = sockets.enter_context(bind("ADMIN", settings.admin_host, settings.admin_port))
         node_socket = sockets.enter_context(bind("NODE", node_host, settings.node_port))
-        workflows = await temporal.connect()
+        workflows = await temporal.connect(keyring.configured(settings.codec_keys_file))
         services = make_services(settings, engine, workflows)
         gateway = services.gateway
         admin_app, node_app = create_admin_app(services), create_node_app(services)

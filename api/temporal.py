@@ -40,6 +40,7 @@ from models.identifiers import (
     environment_workflow_id,
     host_workflow_id,
 )
+from models.keyring import KeyRing
 from models.lifecycle import Status
 from models.messages import (
     AwaitSettled,
@@ -199,7 +200,7 @@ class Workflows:
         return self._client.get_workflow_handle(environment_workflow_id(environment_id))
 
 
-async def connect() -> Workflows:
+async def connect(ring: KeyRing | None = None) -> Workflows:
     """The workflows at the address Temporal's own variables name; does not wait for the server.
 
     Raises:
@@ -208,7 +209,7 @@ async def connect() -> Workflows:
     try:
         config = ClientConfig.load_client_connect_config()
         _check_address(config.setdefault("target_host", "localhost:7233"))
-        return Workflows(await Client.connect(**config, plugins=[ControlPlanePlugin()], lazy=True))
+        return Workflows(await Client.connect(**config, plugins=[ControlPlanePlugin(ring)], lazy=True))
     except (RuntimeError, ValueError, OSError) as error:
         # What the bridge raises for a file it cannot parse and for an address that is none.
         raise ConfigurationError(

@@ -33,6 +33,8 @@ class Settings(BaseSettings):
         state_dir: directory of everything this machine keeps; 0700.
         database_url: SQLAlchemy URL of the inventory; empty for SQLite in the state directory.
         log_level: `DEBUG`, `INFO`, `WARNING` or `ERROR`.
+        codec_keys_file: key ring to encrypt Temporal payloads with; empty to leave them readable. The same for every
+            process of an installation.
     """
 
     model_config = SettingsConfigDict(env_prefix="DESKTOP_", extra="ignore")
@@ -40,6 +42,7 @@ class Settings(BaseSettings):
     state_dir: Path = Field(default_factory=default_state_dir)
     database_url: str = ""
     log_level: str = "INFO"
+    codec_keys_file: str = ""
 
     @field_validator("log_level")
     @classmethod
@@ -69,6 +72,7 @@ class ApiSettings(Settings):
         public_url: origin operators reach the admin listener under; empty for its own address.
         admin_token: accepted beside the tokens in the inventory; at least 16 characters where given.
         takeover_ttl_seconds: life of a takeover session, seconds.
+        codec_origins: origins of Temporal Web UIs that may ask the codec endpoint, separated by commas.
         default_image: image of environments that name none, until `/config/…/defaults` says otherwise.
     """
 
@@ -79,6 +83,7 @@ class ApiSettings(Settings):
     public_url: str = ""
     admin_token: str = ""
     takeover_ttl_seconds: int = Field(default=1800, ge=10, le=86400)
+    codec_origins: str = "http://127.0.0.1:8233,http://localhost:8233"
     default_image: str = "desktop-sandbox:dev"
 
     @field_validator("admin_token")

@@ -58,7 +58,7 @@ async def run() -> None:
     """Serve until told to stop."""
     settings = load(ControlSettings)
     configure_logging(settings.log_level)
-    worker = build(await connect(), settings)
+    worker = build(await connect(settings), settings)
     await run_until_stopped(worker, f"control worker polls task queue {CONTROL_TASK_QUEUE}")
 
 

@@ -114,7 +114,7 @@ async def run() -> None:
     """Serve until told to stop."""
     settings = load(HostSettings)
     configure_logging(settings.log_level)
-    client = await connect()
+    client = await connect(settings)
     try:
         config = configuration(settings, await installation_id(client))
         await register(client, config)

@@ -13,7 +13,8 @@ from temporalio.envconfig import ClientConfig
 from temporalio.runtime import LoggingConfig, Runtime, TelemetryConfig, TelemetryFilter
 from temporalio.worker import Worker
 
-from models.settings import ConfigurationError
+from models import keyring
+from models.settings import ConfigurationError, Settings
 from workflows.plugin import ControlPlanePlugin
 
 log = logging.getLogger(__name__)
@@ -31,8 +32,13 @@ def configure_logging(level: str) -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
-async def connect() -> Client:
-    """A client by Temporal's own environment variables; waits until the server answers."""
+async def connect(settings: Settings) -> Client:
+    """A client by Temporal's own environment variables; waits until the server answers.
+
+    Raises:
+        ConfigurationError: the key ring cannot be read.
+    """
+    plugin = ControlPlanePlugin(keyring.configured(settings.codec_keys_file))
     Runtime.set_default(
         Runtime(
             telemetry=TelemetryConfig(
@@ -46,7 +52,7 @@ async def connect() -> Client:
     warned = False
     while True:
         try:
-            return await Client.connect(plugins=[ControlPlanePlugin()], **config)
+            return await Client.connect(plugins=[plugin], **config)
         except RuntimeError as error:
             if not warned:
                 log.warning("waiting for Temporal at %s: %s", config.get("target_host"), error)

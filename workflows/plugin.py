@@ -11,6 +11,9 @@ from temporalio.plugin import SimplePlugin
 from temporalio.worker import WorkflowRunner
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
+from models.keyring import KeyRing
+from workflows.codec import encrypting
+
 
 class TolerantPayloadConverter(PydanticPayloadConverter):
     """Pydantic JSON, but a payload that cannot be decoded and that nobody expects a type of becomes a `RawValue`.
@@ -41,7 +44,12 @@ def _runner(existing: WorkflowRunner | None) -> WorkflowRunner:
 
 
 class ControlPlanePlugin(SimplePlugin):
-    """Pass it to `Client.connect(plugins=[…])` and to `Replayer`; workers take it from their client."""
+    """Pass it to `Client.connect(plugins=[…])` and to `Replayer`; workers take it from their client.
 
-    def __init__(self) -> None:
-        super().__init__("desktop-environments", data_converter=data_converter, workflow_runner=_runner)
+    Args:
+        ring: keys that payloads are encrypted with; None to leave them readable.
+    """
+
+    def __init__(self, ring: KeyRing | None = None) -> None:
+        converter = encrypting(data_converter, ring)
+        super().__init__("desktop-environments", data_converter=converter, workflow_runner=_runner)
