@@ -23,12 +23,12 @@ python: # The Python environment alone
 	@echo "[1] Python environment"
 	scripts/bootstrap.sh
 
-setup: ## Everything the project needs: Python, Docker, Temporal, the sandbox image, PostgreSQL
-	@echo "[1/5] Python environment"
+setup: ## Everything the project needs: Python, Docker, Temporal, the sandbox image, PostgreSQL, Chromium
+	@echo "[1/6] Python environment"
 	scripts/bootstrap.sh
 	$(py) -m scripts.setup
 
-# Operators need no PostgreSQL: the inventory is SQLite unless they say otherwise.
+# Operators need no PostgreSQL, the inventory is SQLite unless they say otherwise; and they bring their own browser.
 .PHONY: setup-run
 setup-run:
 	@echo "[1/4] Python environment"

@@ -16,6 +16,7 @@ RFB_PORT = 5900
 NOVNC_PORT = 6080
 NODE_HOME = "/var/lib/tyrum-node"
 TOKEN_PATH = "/run/tyrum/gateway-token"  # noqa: S105  # a path, no secret
+VNC_PASSWORD_PATH = "/run/tyrum/vnc-password"  # noqa: S105  # a path, no secret
 GATEWAY_HOST = "host.containers.internal"
 
 SANDBOX_USER = "1000:1000"
@@ -83,7 +84,7 @@ def labels(config: HostConfig, spec: EnvironmentSpec, generation: int) -> dict[s
 
 
 def environment_variables(config: HostConfig, spec: EnvironmentSpec) -> dict[str, str]:
-    """The container's environment (protocol section 8.2)."""
+    """The container's environment: protocol section 8.2, and where our own image finds its VNC password."""
     return {
         "TYRUM_HOME": NODE_HOME,
         "TYRUM_GATEWAY_TOKEN_PATH": TOKEN_PATH,
@@ -93,6 +94,7 @@ def environment_variables(config: HostConfig, spec: EnvironmentSpec) -> dict[str
         "TYRUM_BROWSER_ENABLED": "1",
         "TYRUM_FS_SANDBOX_ROOT": NODE_HOME,
         "TYRUM_FS_BASH_ENABLED": "1",
+        "DESKTOP_VNC_PASSWORD_FILE": VNC_PASSWORD_PATH,
     }
 
 
@@ -165,6 +167,7 @@ def _common(config: HostConfig, spec: EnvironmentSpec, files: EnvironmentFiles) 
             f"{files.runtime_home}:{NODE_HOME}:rw{relabel}",
             f"{files.identity}:{NODE_HOME}/desktop-node/device-identity.json:ro{relabel}",
             f"{files.token}:{TOKEN_PATH}:ro{relabel}",
+            f"{files.vnc_password}:{VNC_PASSWORD_PATH}:ro{relabel}",
         ],
         "extra_hosts": {GATEWAY_HOST: "host-gateway"},
         "port_bindings": {RFB_PORT: ("127.0.0.1",), NOVNC_PORT: ("127.0.0.1",)},

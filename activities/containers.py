@@ -153,7 +153,8 @@ class Containers:
             message = f"image {spec.image_ref} is no longer on the host"
             raise failure(ErrorCode.START_FAILED, message, phase=_PHASE, generation=generation)
         record = read_record(files)
-        if not files.identity.exists() or record is None or record.generation != generation:
+        whole = files.identity.exists() and files.vnc_password.exists()
+        if not whole or record is None or record.generation != generation:
             message = f"identity or token of generation {generation} is not on the host; prepare and mint come first"
             raise failure(ErrorCode.INTERNAL, message, phase=_PHASE, generation=generation)
         self._ensure_network()
@@ -256,7 +257,7 @@ class Containers:
 
     def _give_files(self, ids: tuple[int, int], files: EnvironmentFiles) -> None:
         files.make_directories()
-        for path in (files.runtime_home, files.identity, files.token):
+        for path in (files.runtime_home, files.identity, files.token, files.vnc_password):
             give_to(path, *ids)
 
     def _started(self, container: Inspection, notes: list[str], *, adopted: bool) -> ContainerStarted:

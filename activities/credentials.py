@@ -1,5 +1,5 @@
 """The node's bearer token (protocol sections 7.1 and 8.1): minted on the host, known elsewhere by its hash
-only.
+only. The desktop's VNC password is derived from it.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from activities.failures import failure
 from activities.hostfiles import EnvironmentFiles, make_directory, read_json, write_file
-from models import tokens
+from models import tokens, vnc
 from models.errors import ErrorCode
 from models.messages import NodeToken
 
@@ -33,6 +33,9 @@ def mint_node_token(files: EnvironmentFiles, generation: int, ttl_seconds: int) 
         )
     if record is None or record.generation != generation or not _is_whole(files, record):
         record = _mint(files, generation, ttl_seconds)
+    elif not files.vnc_password.exists():
+        # A version that knew no password minted the token.
+        _write_vnc_password(files, read_token(files) or "")
     return NodeToken.model_validate(record.model_dump())
 
 
@@ -72,5 +75,10 @@ def _mint(files: EnvironmentFiles, generation: int, ttl_seconds: int) -> TokenRe
     # The record goes last: a record without its token would be reported, a token without its record is minted
     # anew.
     write_file(files.token, token.text + "\n")
+    _write_vnc_password(files, token.text)
     write_file(files.token_record, record.model_dump_json() + "\n")
     return record
+
+
+def _write_vnc_password(files: EnvironmentFiles, token: str) -> None:
+    write_file(files.vnc_password, vnc.password_file(tokens.vnc_password(token)))

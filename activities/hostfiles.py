@@ -43,6 +43,11 @@ class EnvironmentFiles:
         return self.home / "secrets" / "gateway-token"
 
     @property
+    def vnc_password(self) -> Path:
+        """The desktop's VNC password as `vncpasswd` writes one."""
+        return self.home / "secrets" / "vnc-password"
+
+    @property
     def token_record(self) -> Path:
         """What may be known of the token, and its generation."""
         return self.home / "secrets" / "gateway-token.json"
@@ -90,16 +95,17 @@ def make_directory(path: Path) -> None:
         path.chmod(DIRECTORY_MODE)
 
 
-def write_file(path: Path, text: str) -> None:
+def write_file(path: Path, content: str | bytes) -> None:
     """Replace the file's whole content, mode 0600: a crash leaves the old one or the new one, never half of
     it.
     """
+    data = content.encode() if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.{uuid4().hex}")
     descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, FILE_MODE)
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        with os.fdopen(descriptor, "wb") as file:
             os.fchmod(file.fileno(), FILE_MODE)
-            file.write(text)
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -71,7 +71,8 @@ class ControlActivities(ABC):
     @abstractmethod
     def record_environment(self, record: m.EnvironmentRecord) -> m.Recorded:
         """Write the projection unless a newer revision is there, and the timeline entries that are not; what is there
-        then."""
+        then.
+        """
 
     @activity.defn
     @abstractmethod

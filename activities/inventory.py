@@ -5,7 +5,7 @@ decisions 7 and 9). A database that is away is an error to repeat, told by its t
 """
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
@@ -18,7 +18,8 @@ from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 
 from activities.interface import ControlActivities
-from inventory import environments, hosts, node_tokens, pairings, takeover
+from inventory import audit, environments, hosts, node_tokens, pairings, takeover
+from inventory.audit import ActorKind, Fact, Outcome
 from inventory.engine import describe, is_unavailable, reading, writing
 from models import identifiers
 from models import messages as m
@@ -59,13 +60,16 @@ class SqlControlActivities(ControlActivities):
     def register_node_token(self, request: m.RegisterNodeToken) -> None:
         """Make this token the environment's only live one; a repetition changes nothing."""
         with _told_apart(), writing(self._engine) as session:
-            node_tokens.register(session, request, _now())
+            if node_tokens.register(session, request, _now()):
+                detail = {"device_id": request.device_id, "expires_at": request.token.expires_at}
+                _audit(session, "node_token.register", request, target=request.token.token_id, detail=detail)
 
     @activity.defn
     def extend_node_token(self, request: m.ExtendNodeToken) -> None:
         """Move the expiry of the live token of this generation; without one nothing happens."""
         with _told_apart(), writing(self._engine) as session:
-            node_tokens.extend(session, request)
+            if node_tokens.extend(session, request):
+                _audit(session, "node_token.extend", request, detail={"expires_at": request.expires_at})
 
     @activity.defn
     def revoke_credentials(self, request: m.RevokeCredentials) -> None:
@@ -110,10 +114,39 @@ class SqlControlActivities(ControlActivities):
 
 
 def _revoke(session: Session, request: m.RevokeCredentials, now: datetime) -> None:
-    node_tokens.revoke_up_to(session, request.environment_id, request.generation, request.reason, now)
-    takeover.revoke_up_to(session, request.environment_id, request.generation, now)
+    ended = {
+        "node_token.revoke": node_tokens.revoke_up_to(
+            session, request.environment_id, request.generation, request.reason, now
+        ),
+        "takeover.end": takeover.revoke_up_to(session, request.environment_id, request.generation, now),
+    }
     if request.pairing:
-        pairings.revoke_of_environment(session, request.environment_id, request.reason, now)
+        ended["pairing.revoke"] = pairings.revoke_of_environment(
+            session, request.environment_id, request.reason, now
+        )
+    for action, count in ended.items():
+        if count:
+            _audit(session, action, request, detail={"reason": request.reason, "count": count})
+
+
+def _audit(
+    session: Session,
+    action: str,
+    request: m.RegisterNodeToken | m.ExtendNodeToken | m.RevokeCredentials,
+    target: str | None = None,
+    detail: Mapping[str, object] | None = None,
+) -> None:
+    fact = Fact(
+        action=action,
+        outcome=Outcome.ACCEPTED,
+        actor_kind=ActorKind.SYSTEM,
+        actor="workflow",
+        environment_id=request.environment_id,
+        generation=request.generation,
+        target=target,
+        detail=detail or {},
+    )
+    audit.append(session, fact, _now())
 
 
 @contextmanager

@@ -8,12 +8,16 @@ from starlette.middleware import Middleware
 from starlette.responses import HTMLResponse
 
 from api import errors
+from api.audit import Audit
+from api.codec import CODEC_PREFIX, codec_app
 from api.dependencies import Services
 from api.docs import DOCS_HEADERS, DOCS_PAGE
+from api.feed import Feed
 from api.guard import Guard
-from api.routers import defaults, environments, health, hosts, nodes
+from api.routers import audit, defaults, environments, events, health, hosts, nodes, tokens
 from api.takeover import router as takeover
 from api.takeover.proxy import TakeoverProxy
+from models import keyring
 from models.takeover import TAKEOVER_PREFIX
 
 DESCRIPTION = """Disposable, sandboxed desktops, created here and driven by AI agents as paired nodes.
@@ -24,7 +28,7 @@ Every route but health and documentation asks for `Authorization: Bearer <admin 
 
 
 def create_admin_app(services: Services) -> FastAPI:
-    """The admin application over the parts of this process; close `app.state.takeover` at the end."""
+    """The admin application over the parts of this process; close `app.state.takeover` and `feed` at the end."""
     app = FastAPI(
         title="Desktop environments",
         version="1",
@@ -33,14 +37,22 @@ def create_admin_app(services: Services) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
         generate_unique_id_function=_operation_id,
-        middleware=[Middleware(errors.ErrorBoundary), Middleware(Guard)],
+        middleware=[
+            Middleware(Audit, engine=services.engine),
+            Middleware(errors.ErrorBoundary),
+            Middleware(Guard),
+        ],
     )
     app.state.services = services
-    app.state.takeover = TakeoverProxy(services.engine)
+    app.state.feed = Feed(services.engine)
+    app.state.takeover = TakeoverProxy(services.engine, services.gateway)
     errors.install(app)
-    for module in (environments, takeover, hosts, nodes, defaults, health):
+    for module in (environments, events, takeover, hosts, nodes, defaults, tokens, audit, health):
         app.include_router(module.router)
     app.mount(TAKEOVER_PREFIX.rstrip("/"), app.state.takeover)
+    settings = services.settings
+    ring = keyring.configured(settings.codec_keys_file)
+    app.mount(CODEC_PREFIX, codec_app(ring, settings.admin_token, settings.codec_origins.split(",")))
     app.add_api_route("/docs", _docs, include_in_schema=False)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign] # FastAPI's documented way to change it
     return app

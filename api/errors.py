@@ -46,6 +46,14 @@ def responses(*kinds: type[ApiError]) -> dict[int | str, dict[str, Any]]:
     }
 
 
+def code_of(status_code: int) -> str:
+    """The code that goes with a status."""
+    kind = _BY_STATUS.get(status_code)
+    if kind is not None:
+        return kind.code
+    return InvalidRequest.code if status_code < 500 else "internal"
+
+
 def error_response(
     status_code: int, code: str, message: str, headers: Mapping[str, str] | None = None
 ) -> JSONResponse:

@@ -6,15 +6,20 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, StrictBool, WithJsonSchema
 
+from inventory.admin_tokens import is_live
+from inventory.audit import TOKEN_REFUSED, ActorKind, Outcome
 from inventory.environments import EnvironmentSummary
+from inventory.timeline import Item
 from models.errors import ErrorCode
 from models.lifecycle import Recovery, Status
 from models.messages import EnvironmentView, LastError, Limits, SecurityProfile, TimelineEntry
-from models.tables import DefaultsRow, HostRow
+from models.tables import AdminTokenRow, AuditRow, DefaultsRow, HostRow
 
 LABEL_CHARS = 120
 IMAGE_REF_CHARS = 255
 REASON_CHARS = 500
+PLACE = r"^(-1|\d{1,10})(\.\d{1,19})?$"
+"""A place in a timeline as `inventory.timeline` writes it."""
 
 _DOMAIN_PART = r"(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9])"
 _DOMAIN = rf"(?:{_DOMAIN_PART}(?:\.{_DOMAIN_PART})*|\[[0-9a-fA-F:]+\])(?::[0-9]+)?"
@@ -218,10 +223,100 @@ class Host(BaseModel):
         return cls.model_validate(row.model_dump() | {"last_seen_at": last_seen_at})
 
 
-class TimelineEntryOut(TimelineEntry):
-    """One line of the timeline."""
+class TimelineEntryOut(BaseModel):
+    """One line of the timeline: the workflow's own, or what the audit adds."""
 
+    id: str = Field(description="The place after this line; `after` and `Last-Event-ID` go on from it.")
+    sequence: int | None = Field(description="Of the workflow's own lines.")
     at: Timestamp
+    kind: str = Field(
+        examples=["command", "phase", "status", "error", "credential", "takeover", "pairing", "dispatch"]
+    )
+    name: str
+    status: Status | None = Field(description="The environment's, on the workflow's own lines.")
+    generation: int | None
+    actor: str | None
+    reason: str | None
+    message: str | None
+    detail: dict[str, Any]
+
+    @classmethod
+    def from_item(cls, item: Item) -> "TimelineEntryOut":
+        """From either half."""
+        if isinstance(item.line, TimelineEntry):
+            return cls(id=str(item.place), **item.line.model_dump())
+        row = item.line
+        kind, _, name = row.action.partition(".")
+        if row.action == TOKEN_REFUSED:
+            kind, name = "credential", "token_refused"
+        facts = {"outcome": row.outcome, "source": row.source, "target": row.target}
+        return cls(
+            id=str(item.place),
+            sequence=None,
+            at=row.at,
+            kind=kind,
+            name=name or str(row.detail.get("capability", kind)),
+            status=None,
+            generation=row.generation,
+            actor=row.actor,
+            reason=row.code,
+            message=None,
+            detail={name: value for name, value in facts.items() if value is not None} | row.detail,
+        )
+
+
+class AuditEntryOut(BaseModel):
+    """One line of the audit."""
+
+    audit_id: int
+    at: Timestamp
+    actor_kind: ActorKind
+    actor: str
+    source: str | None = Field(description="Remote IP address.")
+    action: str = Field(examples=["environment.start", "pairing.approve", "token.revoke", "auth.refused"])
+    outcome: Outcome
+    code: str | None = Field(description="Why refused or failed.")
+    environment_id: str | None
+    generation: int | None
+    target: str | None
+    detail: dict[str, Any]
+
+    @classmethod
+    def from_row(cls, row: AuditRow) -> "AuditEntryOut":
+        """From the inventory."""
+        return cls.model_validate(row.model_dump())
+
+
+class TokenCreate(Body):
+    """A new admin token."""
+
+    name: Label = Field(description="Whose it is: the actor of everything done with it.")
+    expires_in_seconds: Annotated[int, Field(strict=True, ge=60, le=10 * 365 * 86400)] | None = Field(
+        default=None, description="Absent or null: it does not expire."
+    )
+
+
+class TokenOut(BaseModel):
+    """An admin token, without its text."""
+
+    token_id: str
+    name: str
+    created_at: Timestamp
+    expires_at: Timestamp | None
+    revoked_at: Timestamp | None
+    live: bool
+
+    @classmethod
+    def from_row(cls, row: AdminTokenRow, now: datetime) -> "TokenOut":
+        """From the inventory."""
+        return cls(
+            token_id=row.token_id,
+            name=row.name,
+            created_at=row.created_at,
+            expires_at=row.expires_at,
+            revoked_at=row.revoked_at,
+            live=is_live(row, now),
+        )
 
 
 class Answer(BaseModel):
@@ -274,7 +369,34 @@ class TimelineAnswer(Answer):
 
     environment_id: str
     entries: list[TimelineEntryOut]
-    next_after: int | None = Field(description="`after` of the next page; null at the end.")
+    next_after: str | None = Field(description="`after` of the next page; null at the end.")
+
+
+class AuditAnswer(Answer):
+    """One page of the audit."""
+
+    entries: list[AuditEntryOut]
+    next_cursor: str | None = Field(
+        description="`cursor` of the next page; null on the last, never with `oldest_first` once there are rows."
+    )
+
+
+class TokensAnswer(Answer):
+    """Every admin token."""
+
+    tokens: list[TokenOut]
+
+
+class TokenAnswer(Answer):
+    """One admin token."""
+
+    token: TokenOut
+
+
+class TokenCreatedAnswer(TokenAnswer):
+    """A new admin token. `bearer_token` is shown here and never again."""
+
+    bearer_token: str
 
 
 class TakeoverAnswer(Answer):

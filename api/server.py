@@ -124,7 +124,9 @@ async def serve(settings: ApiSettings, engine: Engine) -> None:
         await asyncio.wait([stop, *running], return_when=asyncio.FIRST_COMPLETED)
         stop.cancel()
         logger.info("stopping")
-        await asyncio.gather(gateway.close(), admin_app.state.takeover.aclose())
+        await asyncio.gather(
+            gateway.close(), admin_app.state.takeover.aclose(), admin_app.state.feed.aclose()
+        )
         admin.should_exit = node.should_exit = True
         await asyncio.gather(*running)
 

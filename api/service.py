@@ -13,10 +13,13 @@ from uuid import uuid4
 
 from sqlmodel import Session
 
-from api import database
+from api import audit, database
 from api.dependencies import Operator, Services
 from api.schemas import CommandBody, EnvironmentCreate, EnvironmentDetail, EnvironmentPatch, ResetBody
+from inventory import audit as audited
 from inventory import defaults, environments, events, hosts
+from inventory import timeline as timelines
+from inventory.timeline import Item, Place
 from models.errors import Conflict, ErrorCode, InvalidRequest, NotFound, Unavailable
 from models.identifiers import is_host_id, new_environment_id
 from models.lifecycle import Command, Situation, Status, apply_command, is_settled
@@ -30,7 +33,7 @@ from models.messages import (
     SpecChange,
     TimelineEntry,
 )
-from models.tables import EnvironmentRow, HostRow
+from models.tables import AuditRow, EnvironmentRow, HostRow
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +76,16 @@ async def create(services: Services, operator: Operator, body: EnvironmentCreate
         label=body.label,
         image_ref=body.image_ref or default_image,
         security_profile=body.security_profile,
+    )
+    await audit.begin(
+        environment_id=spec.environment_id,
+        detail={
+            "label": spec.label,
+            "host_id": spec.host_id,
+            "image_ref": spec.image_ref,
+            "security_profile": spec.security_profile,
+            "desired_running": body.desired_running,
+        },
     )
     await services.workflows.start(
         EnvironmentInput(spec=spec, desired_running=body.desired_running, actor=operator.name)
@@ -139,6 +152,13 @@ async def command(
         request_id=str(uuid4()),
         rotate_identity=isinstance(body, ResetBody) and body.rotate_identity,
     )
+    await audit.begin(
+        detail={
+            "reason": body.reason,
+            "request_id": signal.request_id,
+            "rotate_identity": signal.rotate_identity or None,
+        }
+    )
     try:
         await services.workflows.signal(environment_id, name.value, signal)
     except NotFound:
@@ -160,6 +180,7 @@ async def patch(
     given = body.model_fields_set
     row = await _commandable(services, environment_id, None)
     expected = environments.view(row) if row else None
+    await audit.begin(detail=body.model_dump(mode="json", include=given))
     if given & {"label", "image_ref"}:
         change = SpecChange(
             label=body.label,
@@ -201,28 +222,29 @@ async def logs(services: Services, environment_id: str, refresh: bool) -> list[s
     return row.logs or row.error_logs
 
 
-async def timeline(services: Services, environment_id: str, after: int, limit: int) -> list[TimelineEntry]:
-    """Entries after a sequence number: those recorded, then those only the workflow has. Kept after deletion.
+async def timeline(services: Services, environment_id: str, after: Place, limit: int) -> list[Item]:
+    """Lines after a place: those recorded, those only the workflow has, the audit's. Kept after deletion.
 
     Raises:
         NotFound: there never was such an environment.
     """
 
-    def recorded(session: Session) -> tuple[EnvironmentRow | None, list[TimelineEntry]]:
+    def recorded(session: Session) -> tuple[EnvironmentRow | None, list[TimelineEntry], list[AuditRow]]:
         row = environments.get(session, environment_id, include_deleted=True)
-        return row, events.page(session, environment_id, after, limit)
+        entries = events.page(session, environment_id, after.sequence, limit)
+        return row, entries, audited.of_environment(session, environment_id, after.audit_id, limit)
 
-    row, entries = await database.read(services.engine, recorded)
-    if len(entries) >= limit or (row is not None and row.deleted_at is not None):
-        return entries
-    try:
-        remembered = await services.workflows.timeline(environment_id)
-    except (NotFound, Unavailable):
-        if row is None:
-            raise
-        return entries
-    last = entries[-1].sequence if entries else after
-    return [*entries, *(entry for entry in remembered if entry.sequence > last)][:limit]
+    row, entries, rows = await database.read(services.engine, recorded)
+    if len(entries) < limit and (row is None or row.deleted_at is None):
+        try:
+            remembered = await services.workflows.timeline(environment_id)
+        except (NotFound, Unavailable):
+            if row is None:
+                raise
+            remembered = []
+        last = entries[-1].sequence if entries else after.sequence
+        entries = [*entries, *(entry for entry in remembered if entry.sequence > last)]
+    return timelines.join(entries, rows, after, limit)
 
 
 async def heartbeat(services: Services, row: HostRow) -> datetime | None:
@@ -255,6 +277,7 @@ async def _commandable(
     )
     if row is not None and row.deleted_at is not None:
         raise _no_such_environment()
+    audit.note(generation=row.generation if row else None)
     if row is not None and row.status == Status.DELETING and name is not Command.DELETE:
         raise Conflict("the environment is being deleted")
     return row

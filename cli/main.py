@@ -14,7 +14,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from cli import exits
-from cli.commands import desktop, lifecycle, reading
+from cli.commands import codec, desktop, lifecycle, reading
 from cli.exits import CliError, ExitCode
 from cli.session import JsonOption, Session, of, print_json
 from models.settings import default_state_dir
@@ -114,9 +114,11 @@ app.command()(lifecycle.delete)
 app.command()(reading.logs)
 app.command()(reading.timeline)
 app.command()(desktop.takeover)
+app.add_typer(desktop.takeover_sessions, name="takeover-sessions")
 app.command()(desktop.screenshot)
 app.command()(reading.hosts)
 app.command()(reading.nodes)
+app.add_typer(codec.app, name="codec")
 
 
 def main() -> None:

@@ -138,7 +138,7 @@ def record(session: Session, record: EnvironmentRecord, now: datetime) -> bool:
         where=col(EnvironmentRow.revision) < insert.excluded["revision"],
     )
     written = affected(session, upsert) == 1
-    events.append(session, record.spec.environment_id, record.entries)
+    events.append(session, record.spec.environment_id, record.entries, newest=written)
     return written
 
 

@@ -13,14 +13,27 @@ MAX_PAGE = 1000
 _MAX_SEQUENCE = 2**31 - 1
 
 
-def append(session: Session, environment_id: str, entries: Sequence[TimelineEntry]) -> None:
-    """Write the entries that are not there yet, told by their sequence; the environment has to exist."""
+def append(
+    session: Session, environment_id: str, entries: Sequence[TimelineEntry], *, newest: bool = False
+) -> None:
+    """Write the entries that are not there yet, told by their sequence; the environment has to exist.
+
+    Args:
+        newest: they come with the newest record. A workflow task that was cut off after its write is carried out again
+            with all that came in meanwhile, so its entries are others under the same numbers: the later ones count.
+            Where more is stored than this workflow ever wrote, it was reset by hand, and what is stored stays.
+    """
     if not entries:
         return
-    statement = insert_into(session, EnvironmentEventRow).on_conflict_do_nothing(
-        index_elements=["environment_id", "sequence"]
-    )
-    session.execute(statement, [_values(environment_id, entry) for entry in entries])
+    insert = insert_into(session, EnvironmentEventRow)
+    key = ["environment_id", "sequence"]
+    values = [_values(environment_id, entry) for entry in entries]
+    if newest and last_sequence(session, environment_id) <= entries[-1].sequence:
+        changes = {name: insert.excluded[name] for name in values[0] if name not in key}
+        statement = insert.on_conflict_do_update(index_elements=key, set_=changes)
+    else:
+        statement = insert.on_conflict_do_nothing(index_elements=key)
+    session.execute(statement, values)
 
 
 def last_sequence(session: Session, environment_id: str) -> int:

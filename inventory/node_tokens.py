@@ -1,7 +1,8 @@
 """Managed node tokens: by hash, one live per environment, fenced by generation (design decisions 6 and 7)."""
 
 from collections.abc import Collection
-from datetime import datetime
+from datetime import datetime, timedelta
+from typing import NamedTuple
 
 from sqlalchemy import Update, update
 from sqlmodel import Session, col, select
@@ -11,8 +12,17 @@ from models.messages import ExtendNodeToken, RegisterNodeToken
 from models.tables import EnvironmentRow, NodeTokenRow
 
 
-def register(session: Session, request: RegisterNodeToken, now: datetime) -> None:
-    """Make this token the environment's only live one; a repetition changes nothing.
+class Ended(NamedTuple):
+    """A token that opens nothing; `reason` is None where that is nothing to wonder about."""
+
+    token_id: str
+    environment_id: str
+    generation: int
+    reason: str | None
+
+
+def register(session: Session, request: RegisterNodeToken, now: datetime) -> bool:
+    """Make this token the environment's only live one; a repetition changes nothing, and is told by False.
 
     The environment's row is raised to the token's generation, so that the node is known however late the
     projection is. A token of a generation the environment has left is recorded as revoked.
@@ -25,7 +35,7 @@ def register(session: Session, request: RegisterNodeToken, now: datetime) -> Non
     if environment is None:
         raise LookupError(f"environment {environment_id} is not in the inventory")
     if session.get(NodeTokenRow, token.token_id) is not None:
-        return
+        return False
     stale = environment.deleted_at is not None or request.generation < environment.generation
     row = NodeTokenRow(
         token_id=token.token_id,
@@ -43,6 +53,34 @@ def register(session: Session, request: RegisterNodeToken, now: datetime) -> Non
         environment.generation = request.generation
     session.add(row)
     session.flush()
+    return True
+
+
+def why_ended(session: Session, token_sha256: str, now: datetime, grace: timedelta) -> Ended | None:
+    """Why the token of that hash opens nothing; None where it is live, or there never was one.
+
+    Args:
+        grace: for so long after its revocation a token is nothing to wonder about.
+    """
+    statement = (
+        select(NodeTokenRow, EnvironmentRow)
+        .join(EnvironmentRow, col(EnvironmentRow.environment_id) == NodeTokenRow.environment_id)
+        .where(NodeTokenRow.token_sha256 == token_sha256)
+    )
+    found = session.exec(statement).first()
+    if found is None or live_token(session, token_sha256, now) is not None:
+        return None
+    row, environment = found
+    reason: str | None = "expired"
+    if row.generation < environment.generation:
+        reason = "older generation"
+    elif row.revoked_at is not None and row.revoked_at + grace > now:
+        reason = None
+    elif environment.deleted_at is not None:
+        reason = "environment deleted"
+    elif row.revoked_at is not None:
+        reason = f"revoked: {row.revoke_reason}" if row.revoke_reason else "revoked"
+    return Ended(row.token_id, row.environment_id, row.generation, reason)
 
 
 def extend(session: Session, request: ExtendNodeToken) -> int:

@@ -21,6 +21,8 @@ class LiveTakeover(NamedTuple):
     expires_at: datetime
     takeover_origin: str
     novnc_port: int
+    node_id: str | None = None
+    view_only: bool = False
 
 
 def create(
@@ -32,10 +34,12 @@ def create(
     created_by: str,
     now: datetime,
     ttl_seconds: int,
+    view_only: bool = False,
 ) -> TakeoverSessionRow:
     """Open a session; expired ones of anybody are dropped on the way, as the protocol does.
 
     Args:
+        view_only: input from its viewers is dropped.
         token_sha256: SHA-256 of the token's text, lower-case hex; the token itself is never stored.
     """
     purge_expired(session, now)
@@ -47,6 +51,7 @@ def create(
         created_by=storable(created_by),
         created_at=now,
         expires_at=now + timedelta(seconds=ttl_seconds),
+        view_only=view_only,
     )
     session.add(row)
     session.flush()
@@ -56,7 +61,7 @@ def create(
 def find_live(session: Session, token_sha256: str, now: datetime) -> LiveTakeover | None:
     """What the token opens now: the session is neither expired nor revoked, and its generation runs."""
     statement = (
-        select(TakeoverSessionRow, EnvironmentRow.novnc_port, HostRow.takeover_origin)
+        select(TakeoverSessionRow, EnvironmentRow, HostRow.takeover_origin)
         .join(EnvironmentRow, col(EnvironmentRow.environment_id) == TakeoverSessionRow.environment_id)
         .join(HostRow, col(HostRow.host_id) == EnvironmentRow.host_id)
         .where(
@@ -71,11 +76,18 @@ def find_live(session: Session, token_sha256: str, now: datetime) -> LiveTakeove
     found = session.exec(statement).one_or_none()
     if found is None:
         return None
-    row, novnc_port, origin = found
-    if novnc_port is None:
+    row, environment, origin = found
+    if environment.novnc_port is None:
         return None
     return LiveTakeover(
-        row.session_id, row.environment_id, row.generation, row.expires_at, origin, novnc_port
+        session_id=row.session_id,
+        environment_id=row.environment_id,
+        generation=row.generation,
+        expires_at=row.expires_at,
+        takeover_origin=origin,
+        novnc_port=environment.novnc_port,
+        node_id=environment.node_id,
+        view_only=row.view_only,
     )
 
 
@@ -93,9 +105,34 @@ def list_open(session: Session, environment_id: str, now: datetime) -> list[Take
     return list(session.exec(statement))
 
 
+def find(session: Session, environment_id: str, session_id: str) -> TakeoverSessionRow | None:
+    """A session of this environment, whether it is open or not; expired ones are forgotten sooner or later."""
+    statement = select(TakeoverSessionRow).where(
+        TakeoverSessionRow.session_id == storable(session_id),
+        TakeoverSessionRow.environment_id == storable(environment_id),
+    )
+    return session.exec(statement).one_or_none()
+
+
+def extend(row: TakeoverSessionRow, now: datetime, ttl_seconds: int) -> bool:
+    """Have a session live for `ttl_seconds` from now, never shorter than it does; False where it has ended."""
+    if row.revoked_at is not None or row.expires_at <= now:
+        return False
+    row.expires_at = max(row.expires_at, now + timedelta(seconds=ttl_seconds))
+    return True
+
+
 def revoke(session: Session, session_id: str, now: datetime) -> bool:
     """End one session; returns whether it was open."""
-    return _revoke(session, now, col(TakeoverSessionRow.session_id) == storable(session_id)) == 1
+    return (
+        _revoke(
+            session,
+            now,
+            col(TakeoverSessionRow.session_id) == storable(session_id),
+            col(TakeoverSessionRow.expires_at) > now,
+        )
+        == 1
+    )
 
 
 def revoke_up_to(session: Session, environment_id: str, generation: int, now: datetime) -> int:

@@ -7,7 +7,17 @@ sessions and admin tokens are the gateway's own.
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, DateTime, Dialect, Index, TypeDecorator, UniqueConstraint
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    DateTime,
+    Dialect,
+    Index,
+    Integer,
+    TypeDecorator,
+    UniqueConstraint,
+    false,
+)
 from sqlmodel import Field, SQLModel
 
 
@@ -159,6 +169,7 @@ class TakeoverSessionRow(SQLModel, table=True):
     created_at: datetime = Field(sa_type=UTCDateTime)
     expires_at: datetime = Field(sa_type=UTCDateTime)
     revoked_at: datetime | None = Field(default=None, sa_type=UTCDateTime)
+    view_only: bool = Field(default=False, sa_column_kwargs={"server_default": false()})
 
 
 class EnvironmentEventRow(SQLModel, table=True):
@@ -181,6 +192,37 @@ class EnvironmentEventRow(SQLModel, table=True):
     actor: str | None = None
     reason: str | None = None
     message: str | None = None
+    detail: dict[str, Any] = Field(default_factory=dict, sa_type=JSON)
+
+
+class AuditRow(SQLModel, table=True):
+    """One line of the audit: who, from where, what, when, outcome. Append-only by triggers; kept after deletion.
+
+    `environment_id` is no foreign key: what was asked about an environment that never was is kept too.
+    """
+
+    __tablename__ = "audit"
+    __table_args__ = (
+        Index("ix_audit_environment", "environment_id", "audit_id"),
+        Index("ix_audit_actor", "actor", "audit_id"),
+        Index("ix_audit_action", "action", "audit_id"),
+        Index("ix_audit_at", "at"),
+    )
+
+    # SQLite numbers rows by itself only where the type is INTEGER, which there has 64 bits.
+    audit_id: int | None = Field(
+        default=None, primary_key=True, sa_type=BigInteger().with_variant(Integer(), "sqlite")
+    )
+    at: datetime = Field(sa_type=UTCDateTime)
+    actor_kind: str = Field(max_length=20)
+    actor: str = Field(max_length=120)
+    source: str | None = Field(default=None, max_length=64)
+    action: str = Field(max_length=60)
+    outcome: str = Field(max_length=20)
+    code: str | None = Field(default=None, max_length=60)
+    environment_id: str | None = Field(default=None, max_length=36)
+    generation: int | None = None
+    target: str | None = Field(default=None, max_length=200)
     detail: dict[str, Any] = Field(default_factory=dict, sa_type=JSON)
 
 

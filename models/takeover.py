@@ -7,6 +7,9 @@ from urllib.parse import quote, urlsplit
 TAKEOVER_PREFIX = "/desktop-takeover/s/"
 """Everything below it opens by the token in the path and by nothing else."""
 
+VIEW_ONLY_PARAMETER = "view_only"
+"""noVNC's name for it."""
+
 LOOPBACK_ORIGIN = "http://127.0.0.1"
 
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{43}")
@@ -23,11 +26,16 @@ def websocket_path(token: str) -> str:
     return f"{TAKEOVER_PREFIX.lstrip('/')}{token}/websockify"
 
 
-def entry_url(public_url: str, token: str) -> str:
-    """The link that opens a takeover session; any path of `public_url` is dropped (protocol section 9.1)."""
+def entry_url(public_url: str, token: str, *, view_only: bool = False) -> str:
+    """The link that opens a takeover session; any path of `public_url` is dropped (protocol section 9.1).
+
+    Args:
+        view_only: noVNC's page is told so too, and shows no controls; the proxy does not rely on it.
+    """
     parts = urlsplit(public_url)
     path = quote(websocket_path(token), safe="")
-    return f"{parts.scheme}://{parts.netloc}{TAKEOVER_PREFIX}{token}/vnc.html?autoconnect=true&path={path}"
+    link = f"{parts.scheme}://{parts.netloc}{TAKEOVER_PREFIX}{token}/vnc.html?autoconnect=true&path={path}"
+    return f"{link}&{VIEW_ONLY_PARAMETER}=true" if view_only else link
 
 
 def trusted_origin(advertised: str) -> str:
@@ -51,9 +59,14 @@ def trusted_origin(advertised: str) -> str:
     return f"{parts.scheme}://{shown}"
 
 
-def novnc_url(advertised: str, novnc_port: int) -> str:
-    """Address of the noVNC page itself, for the direct redirect (protocol section 8.4)."""
-    return f"{trusted_origin(advertised)}:{novnc_port}/vnc.html?autoconnect=true"
+def novnc_url(advertised: str, novnc_port: int, password: str | None = None) -> str:
+    """Address of the noVNC page itself, for the direct redirect (protocol section 8.4).
+
+    Args:
+        password: put into the fragment, which a browser sends to nobody.
+    """
+    page = f"{trusted_origin(advertised)}:{novnc_port}/vnc.html?autoconnect=true"
+    return page if password is None else f"{page}#password={quote(password, safe='')}"
 
 
 def _is_host(host: str) -> bool:

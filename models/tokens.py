@@ -16,6 +16,7 @@ ADMIN_COOKIE = "tyrum_admin_token"
 _PREFIX = ("tyrum-token", "v1")
 _SECRET_BYTES = 32
 _SALT_BYTES = 16
+_VNC_PASSWORD_CHARS = 8
 _SCRYPT_N, _SCRYPT_R, _SCRYPT_P = 16384, 8, 1
 
 
@@ -78,6 +79,15 @@ def parse(text: str) -> Token | None:
 def sha256_hex(text: str) -> str:
     """The form in which node, pairing and takeover tokens are kept: SHA-256 of the token's text, hex."""
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def vnc_password(token: str) -> str:
+    """The VNC password of a generation, derived from its node token, so that nothing has to carry or keep it.
+
+    Eight characters, which is all that VncAuth looks at (RFC 6143, section 7.2.2).
+    """
+    digest = hmac.digest(token.encode(), b"desktop-environments vnc password", "sha256")
+    return b64url(digest)[:_VNC_PASSWORD_CHARS]
 
 
 def new_salt() -> str:

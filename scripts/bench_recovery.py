@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 
 from scripts.machine import ROOT
-from tests.chaos.invariants import converge, no_failed_tasks
+from tests.chaos.invariants import converge, no_failed_tasks, replayable
 from tests.chaos.load import Load
 from tests.chaos.plane import COMPONENTS, Plane, control_plane
 
@@ -83,18 +83,20 @@ def disturb(seed: int, kills: int, seconds: float) -> Run:
     run, chance = Run(), random.Random(seed)  # noqa: S311 - repeatable, no secret
     deadline = time.monotonic() + seconds
     with control_plane() as plane:
-        load = Load(plane.operator, seed, ENVIRONMENTS)
+        load, read = Load(plane.operator, seed, ENVIRONMENTS), 0
         try:
             while len(run.kills) < kills and time.monotonic() < deadline:
                 _one(plane, load, chance, run)
                 print(f"plane {seed}: {len(run.kills)}/{kills} {run.kills[-1]}", file=sys.stderr, flush=True)
-                if len(run.kills) % BATCH == 0:
+                if len(run.kills) // BATCH > read:
+                    read = len(run.kills) // BATCH
                     no_failed_tasks(plane)
+                    replayable(plane)
             no_failed_tasks(plane)
+            replayable(plane)
         except AssertionError as error:
             run.violation = f"seed {seed}, after {len(run.kills)} kills: {error}"
-            kept = f"desktop-chaos-violation-{seed}"
-            _keep_evidence(plane, kept)
+            _keep_evidence(plane, f"recovery-{seed}", str(error))
         finally:
             load.close()
         ledger = plane.operator.ledger
@@ -148,10 +150,11 @@ def report(runs: list[Run], seed: int, seconds: float) -> str:
         lines.append(f"| {name} | {len(by[name])} | " + " | ".join(f"{t:.1f} s" for t in times) + " |")
     answered = [seconds for run in runs for seconds in run.command_seconds]
     median, p95 = _middle_and_p95(answered) if answered else (0.0, 0.0)
+    lost = "see below" if any(run.violation for run in runs) else "none of those lost"
     lines += [
         "",
         f"{sum(len(run.kills) for run in runs)} kills; {sum(run.commands for run in runs)} commands sent, "
-        f"{sum(run.accepted for run in runs)} accepted, none of those lost; "
+        f"{sum(run.accepted for run in runs)} accepted, {lost}; "
         f"a command was answered within {median * 1000:.0f} ms (median), {p95 * 1000:.0f} ms (p95).",
     ]
     lines += [f"VIOLATED: {run.violation}" for run in runs if run.violation]
@@ -185,12 +188,16 @@ def _result(output: str, code: int) -> Run:
     return Run(kills=kills, **answer)
 
 
-def _keep_evidence(plane: Plane, name: str) -> None:
+def _keep_evidence(plane: Plane, name: str, message: str) -> None:
+    """Logs, inventory, and the histories of the environments that the message names."""
     target = ROOT / "var" / name
     target.mkdir(parents=True, exist_ok=True)
-    for log in (plane.state_dir / "logs").iterdir():
-        (target / log.name).write_bytes(log.read_bytes())
-    print(f"logs kept in {target}", file=sys.stderr)
+    for path in [*(plane.state_dir / "logs").iterdir(), *plane.state_dir.glob("inventory.db*")]:
+        (target / path.name).write_bytes(path.read_bytes())
+    for environment_id in plane.operator.ledger.created:
+        if environment_id in message:
+            (target / f"{environment_id}.json").write_text(plane.workflows.history(environment_id))
+    print(f"logs, inventory and histories are kept in {target}", file=sys.stderr)
 
 
 def _since(moment: datetime) -> float:

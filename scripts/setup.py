@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from docker.errors import DockerException
 from requests import RequestException
 
-from scripts import engine, postgresql, sandbox_image, temporal
+from scripts import chromium, engine, postgresql, sandbox_image, temporal
 from scripts.console import SetupError, say, step
 
 PARTS: dict[str, tuple[str, Callable[[], object]]] = {
@@ -15,6 +15,7 @@ PARTS: dict[str, tuple[str, Callable[[], object]]] = {
     "temporal": ("Temporal", temporal.ensure),
     "image": ("Sandbox image", sandbox_image.ensure),
     "postgresql": ("PostgreSQL, for the tests", postgresql.ensure),
+    "chromium": ("Chromium, for the tests", chromium.ensure),
 }
 """In the order they build on each other."""
 

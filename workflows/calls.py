@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from temporalio import workflow
-from temporalio.exceptions import ActivityError, ApplicationError, TimeoutError
+from temporalio.exceptions import ActivityError, ApplicationError, FailureError, TimeoutError
 from temporalio.workflow import ActivityConfig, LocalActivityConfig
 
 with workflow.unsafe.imports_passed_through():
@@ -62,14 +62,39 @@ async def in_inventory(
     attempts = 0
     while True:
         try:
-            result: Result = await workflow.execute_local_activity_method(method, args=[request], **config)
-            return result
+            return await _locally(method, request, config)
         except ActivityError as error:
             if not is_away(error):
                 raise
         attempts += 1
         wait = policies.doubling(attempts, policies.INVENTORY_WAIT_MAX)
         await workflow.sleep(wait, summary="until the inventory answers")
+
+
+async def _locally(
+    method: Callable[[ControlActivities, Request], Result], request: Request, config: LocalActivityConfig
+) -> Result:
+    """Run a local activity once, by this configuration.
+
+    Raises:
+        temporalio.exceptions.ActivityError: it failed, timed out or was cancelled.
+    """
+    try:
+        result: Result = await workflow.execute_local_activity_method(method, args=[request], **config)
+        return result
+    except ActivityError:
+        raise
+    except FailureError as error:
+        # Of a local activity the SDK raises the bare cause; one that nobody catches would fail the workflow.
+        raise ActivityError(
+            "local activity failed",
+            scheduled_event_id=0,
+            started_event_id=0,
+            identity="",
+            activity_type=method.__name__,
+            activity_id="",
+            retry_state=None,
+        ) from error
 
 
 def is_away(error: ActivityError) -> bool:

@@ -11,7 +11,7 @@ from functools import partial
 
 from temporalio import workflow
 from temporalio.common import RawValue
-from temporalio.exceptions import ActivityError, is_cancelled_exception
+from temporalio.exceptions import ActivityError, FailureError, is_cancelled_exception
 from temporalio.workflow import ActivityConfig, LocalActivityConfig
 
 with workflow.unsafe.imports_passed_through():
@@ -169,7 +169,7 @@ class DesktopHost:
                     ControlActivities.notify_environments, request, **config
                 )
                 return
-            except ActivityError as error:
+            except FailureError as error:
                 if is_cancelled_exception(error):
                     raise asyncio.CancelledError from error
                 workflow.logger.error("some environments could not be told", exc_info=error)

@@ -129,6 +129,11 @@ class Connection:
         self.leaving = ""
 
     @property
+    def vnc_password(self) -> str | None:
+        """The password of the node's desktop, None for a node without one of its own."""
+        return self.claims.vnc_password
+
+    @property
     def approved(self) -> bool:
         """Whether the pairing is approved, as last known here."""
         return self.pairing is not None and self.pairing.status is PairingStatus.APPROVED

@@ -1,7 +1,7 @@
 """What a token opens on the node listener (protocol sections 1.1 and 7)."""
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -27,6 +27,7 @@ class Claims:
         key: names the credential among others, and is no secret.
         role: of a device token. device_id: whom it is bound to.
         token_id, environment_id, generation: of a managed node token.
+        vnc_password: of the node's desktop, derived from that token; where the image asks for one.
     """
 
     kind: Literal["admin", "device", "scoped"]
@@ -36,6 +37,7 @@ class Claims:
     token_id: str | None = None
     environment_id: str | None = None
     generation: int | None = None
+    vnc_password: str | None = field(default=None, repr=False)
 
 
 class Credentials:
@@ -70,7 +72,8 @@ class Credentials:
             return await database.read(self._engine, lambda session: _scoped(session, digest))
         if tokens.parse(token) is None:
             return None
-        return await database.read(self._engine, lambda session: _managed(session, digest))
+        password = tokens.vnc_password(token)
+        return await database.read(self._engine, lambda session: _managed(session, digest, password))
 
 
 def _plausible(token: str) -> bool:
@@ -84,7 +87,7 @@ def _scoped(session: Session, digest: str) -> Claims | None:
     return Claims(kind="scoped", key=f"pairing:{node_id}", role="node", device_id=node_id)
 
 
-def _managed(session: Session, digest: str) -> Claims | None:
+def _managed(session: Session, digest: str, vnc_password: str) -> Claims | None:
     row = node_tokens.live_token(session, digest, datetime.now(UTC))
     if row is None:
         return None
@@ -96,4 +99,5 @@ def _managed(session: Session, digest: str) -> Claims | None:
         token_id=row.token_id,
         environment_id=row.environment_id,
         generation=row.generation,
+        vnc_password=vnc_password,
     )

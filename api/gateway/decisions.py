@@ -13,12 +13,13 @@ from typing import Any
 from sqlalchemy import Engine
 from sqlmodel import Session
 
-from api import database
+from api import audit, database
 from api.gateway.connection import Connection, Disconnected
 from inventory import pairings
 from inventory.pairings import Approval, Decided
 from models.errors import NotFound
 from models.pairing import NodePairing
+from models.tables import NodeRow
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ class Decisions:
         connected = self._connected(known.node.node_id) is not None
 
         def work(session: Session) -> Decided | None:
-            return pairings.approve(
+            decided = pairings.approve(
                 session,
                 pairing_id,
                 approval,
@@ -59,6 +60,7 @@ class Decisions:
                 connected=connected,
                 now=datetime.now(UTC),
             )
+            return _recorded(session, decided, reason)
 
         decided = _found(await database.write(self._engine, work), pairing_id)
         connection = self._learn(decided.pairing)
@@ -77,7 +79,10 @@ class Decisions:
         """
 
         def work(session: Session) -> Decided | None:
-            return pairings.deny(session, pairing_id, operator=operator, reason=reason, now=datetime.now(UTC))
+            decided = pairings.deny(
+                session, pairing_id, operator=operator, reason=reason, now=datetime.now(UTC)
+            )
+            return _recorded(session, decided, reason)
 
         decided = _found(await database.write(self._engine, work), pairing_id)
         self._learn(decided.pairing)
@@ -91,9 +96,10 @@ class Decisions:
         """
 
         def work(session: Session) -> Decided | None:
-            return pairings.revoke(
+            decided = pairings.revoke(
                 session, pairing_id, operator=operator, reason=reason, now=datetime.now(UTC)
             )
+            return _recorded(session, decided, reason)
 
         decided = _found(await database.write(self._engine, work), pairing_id)
         connection = self._learn(decided.pairing)
@@ -125,6 +131,25 @@ async def send_pairing(connection: Connection, decided: Decided) -> None:
     if decided.scoped_token is not None:
         payload["scoped_token"] = decided.scoped_token
     await connection.send_event("pairing.updated", payload)
+
+
+def _recorded(session: Session, decided: Decided | None, reason: str | None) -> Decided | None:
+    if decided is not None:
+        pairing = decided.pairing
+        node = session.get(NodeRow, pairing.node.node_id)
+        audit.stage(
+            session,
+            environment_id=node.environment_id if node else None,
+            generation=node.generation if node else None,
+            target=pairing.node.node_id,
+            detail={
+                "pairing_id": pairing.pairing_id,
+                "status": pairing.status,
+                "changed": decided.changed,
+                "reason": reason,
+            },
+        )
+    return decided
 
 
 def _found(decided: Decided | None, pairing_id: int) -> Decided:

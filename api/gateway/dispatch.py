@@ -12,7 +12,7 @@ from weakref import WeakValueDictionary
 from pydantic import ValidationError
 from sqlalchemy import Engine
 
-from api import database
+from api import audit, database
 from api.gateway.connection import Connection, Disconnected, Registry
 from api.gateway.handshake import DEVICE_ID
 from api.gateway.limits import Limits
@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 DEFAULT_TIMEOUT_SECONDS = 30.0
 _DEFAULT_WAIT_MS = 30_000
 _LONGEST_WAIT_MS = 600_000
+_ARGS_KEPT = 20
 
 _REPEATABLE = frozenset(
     {f"tyrum.desktop.{name}" for name in ("screenshot", "snapshot", "query", "wait-for")}
@@ -130,10 +131,12 @@ class Dispatcher:
 
     async def _admitted(self, node_id: str, capability: str) -> Connection:
         known = DEVICE_ID.fullmatch(node_id) is not None
+        audit.note(detail={"capability": capability})
         facts = await database.read(self._engine, lambda s: nodes.facts(s, node_id)) if known else None
         if facts is None:
             raise NotFound("there is no node of that id; see GET /nodes")
         pairing, status = facts.pairing, facts.environment_status
+        audit.note(environment_id=pairing.environment_id if pairing else None)
         if pairing is None or pairing.status != PairingStatus.APPROVED:
             now = "unpaired" if pairing is None else pairing.status
             raise Conflict(f"the pairing of node {node_id} is {now}, not approved; see GET /pairings")
@@ -162,6 +165,10 @@ class Dispatcher:
         payload = {"dispatch_id": dispatch_id, "action": action}
         request = {"request_id": task_id, "type": "task.execute", "payload": payload}
         self._check_size(request)
+        await audit.begin(
+            generation=connection.claims.generation,
+            detail={"task_id": task_id, "args": _redacted(action["args"])},
+        )
         future: asyncio.Future[Success | Failure] = asyncio.get_running_loop().create_future()
         connection.tasks[task_id] = future
         repeatable = capability in _REPEATABLE
@@ -182,6 +189,7 @@ class Dispatcher:
         finally:
             connection.tasks.pop(task_id, None)
         code = "ok" if outcome.error is None else outcome.error.code
+        audit.note(failure=outcome.error.code if outcome.error else None)
         logger.info("dispatch %s of %s to %s: %s", task_id, capability, connection.node_id, code)
         return outcome
 
@@ -218,6 +226,19 @@ def _action(task: Task) -> dict[str, Any]:
         # Nodes insist on it (protocol section 6.2).
         args.setdefault("display", "primary")
     return {"type": kind, "args": args}
+
+
+def _redacted(args: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a task's arguments may be kept: numbers, and of anything that could be typed text its size."""
+    kept: dict[str, Any] = {}
+    for name, value in list(args.items())[:_ARGS_KEPT]:
+        if name == "op" or value is None or isinstance(value, bool | int | float):
+            kept[name[:40]] = value
+        elif isinstance(value, str):
+            kept[name[:40]] = f"<{len(value)} characters>"
+        else:
+            kept[name[:40]] = f"<{type(value).__name__} of {len(value)}>"
+    return kept
 
 
 def _outcome(task_id: str, dispatch_id: str, answer: Success | Failure) -> Outcome:

@@ -10,6 +10,7 @@ from typing import Any
 from starlette.responses import PlainTextResponse, Response
 from starlette.websockets import WebSocket
 
+from api.gateway.alarms import Alarms
 from api.gateway.connection import Connection, Disconnected, Socket
 from api.gateway.credentials import Claims, Credentials
 from api.gateway.handshake import Handshake, HandshakeRefused, Issue, Proven
@@ -22,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 _FOREIGN_CODES = frozenset({4001, 4002, 4003, 4005, 4006, 4007, 4008})
 """Refusals that count against an address."""
+_OTHER_DEVICE_CODES = frozenset({4001, 4006, 4007})
+"""Refusals that say, where the token itself is live, that its bearer is not the device it is bound to."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +44,9 @@ class Admitted:
 class Door:
     """Lets peers in."""
 
-    def __init__(self, credentials: Credentials, limits: Limits, issue: Issue) -> None:
+    def __init__(self, credentials: Credentials, limits: Limits, issue: Issue, alarms: Alarms) -> None:
         self._credentials = credentials
+        self._alarms = alarms
         self._limits = limits
         self._issue = issue
         self._failures = FailureLimit(limits.failures_per_window, limits.failure_window)
@@ -61,12 +65,15 @@ class Door:
             return None
         await websocket.accept(subprotocol=WS_SUBPROTOCOL)
         socket = Socket(websocket, self._limits.send_timeout)
+        token, claims = token_of(websocket, offered), None
         try:
-            claims, early = await self._authenticate(socket, token_of(websocket, offered))
+            claims, early = await self._authenticate(socket, token)
             proven, reply = await self._handshake(socket, claims, early)
         except HandshakeRefused as refused:
             if refused.code in _FOREIGN_CODES:
                 self._failures.failed(address)
+                stolen = claims if refused.code in _OTHER_DEVICE_CODES else None
+                self._alarms.refused(token, stolen, address, f"{refused.code} {refused.reason}")
             logger.info("node socket from %s refused: %d %s", address, refused.code, refused.reason)
             await socket.close(refused.code, refused.reason)
             socket.abandon()

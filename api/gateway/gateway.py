@@ -24,6 +24,7 @@ from starlette.websockets import WebSocket
 
 from api import database
 from api.gateway import records
+from api.gateway.alarms import Alarms
 from api.gateway.connection import Connection, Disconnected, Registry
 from api.gateway.credentials import AdminVerifier, Credentials
 from api.gateway.decisions import Decisions, send_pairing
@@ -79,7 +80,8 @@ class Gateway:
         self._engine = engine
         self._limits = limits or Limits()
         self._credentials = Credentials(engine, verify_admin)
-        self._door = Door(self._credentials, self._limits, issue)
+        self._alarms = Alarms(engine)
+        self._door = Door(self._credentials, self._limits, issue, self._alarms)
         self._registry = Registry()
         self._peer = Peer(self._registry)
         self._dispatcher = Dispatcher(engine, self._registry, self._limits)
@@ -106,6 +108,7 @@ class Gateway:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
         await self._reporter.close()
+        await self._alarms.close()
 
     # --- sockets ---
 

@@ -6,9 +6,11 @@ from datetime import UTC, datetime
 from sqlmodel import Session
 
 from api.gateway.connection import Connection
-from inventory import node_tokens, nodes, pairings
+from inventory import audit, node_tokens, nodes, pairings
+from inventory.audit import ActorKind, Fact, Outcome
 from inventory.nodes import ProvenNode
 from inventory.pairings import Decided
+from models.pairing import MANAGED_REVIEWER
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,26 @@ def arrive(session: Session, connection: Connection) -> Arrival | None:
     )
     now = datetime.now(UTC)
     back = nodes.record_connection(session, proven, now)
-    return Arrival(pairings.record_connection(session, proven, now), back)
+    decided = pairings.record_connection(session, proven, now)
+    if decided.changed:
+        audit.append(session, _pairing(proven, decided), now)
+    return Arrival(decided, back)
+
+
+def _pairing(proven: ProvenNode, decided: Decided) -> Fact:
+    """The managed-pairing policy's decision, or a node's own request."""
+    approved = decided.approved
+    return Fact(
+        action="pairing.approve" if approved else "pairing.request",
+        outcome=Outcome.ACCEPTED,
+        actor_kind=ActorKind.SYSTEM if approved else ActorKind.NODE,
+        actor=MANAGED_REVIEWER if approved else proven.node_id,
+        source=proven.remote_ip,
+        environment_id=proven.environment_id,
+        generation=proven.generation,
+        target=proven.node_id,
+        detail={"pairing_id": decided.pairing.pairing_id, "status": decided.pairing.status},
+    )
 
 
 def depart(session: Session, node_id: str, *, again: bool) -> Departure | None:

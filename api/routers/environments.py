@@ -9,6 +9,7 @@ from api.dependencies import Admin, EnvironmentId, Operator, Services, ServicesD
 from api.errors import responses
 from api.schemas import (
     LABEL_CHARS,
+    PLACE,
     CommandBody,
     DeleteAnswer,
     Environment,
@@ -22,6 +23,7 @@ from api.schemas import (
     TimelineEntryOut,
 )
 from inventory import environments
+from inventory.timeline import START, parse_place
 from models.errors import Conflict, InvalidRequest, NotFound, Unauthorized, Unavailable
 from models.lifecycle import Command, Status
 
@@ -186,17 +188,15 @@ async def get_environment_timeline(
     environment_id: EnvironmentId,
     services: ServicesDep,
     _operator: Admin,
-    after: Annotated[
-        int, Query(ge=-1, le=2**31 - 1, description="Sequence of the last entry already read.")
-    ] = -1,
+    after: Annotated[str, Query(pattern=PLACE, description="`id` of the last entry already read.")] = "-1.0",
     limit: Annotated[int, Query(ge=1, le=1000, description="Length of the page.")] = 200,
 ) -> TimelineAnswer:
-    """Every transition: when, who, why; kept after deletion."""
-    entries = await service.timeline(services, environment_id, after, limit)
+    """Every transition, takeover, pairing, dispatch and alarm: when, who, why; kept after deletion."""
+    items = await service.timeline(services, environment_id, parse_place(after) or START, limit)
     return TimelineAnswer(
         environment_id=environment_id,
-        entries=[TimelineEntryOut(**entry.model_dump()) for entry in entries],
-        next_after=entries[-1].sequence if len(entries) == limit else None,
+        entries=[TimelineEntryOut.from_item(item) for item in items],
+        next_after=str(items[-1].place) if len(items) == limit else None,
     )
 
 

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from urllib.parse import parse_qsl, quote, unquote_to_bytes, urlencode
 
-from models.takeover import TAKEOVER_PREFIX, websocket_path
+from models.takeover import TAKEOVER_PREFIX, VIEW_ONLY_PARAMETER, websocket_path
 
 VIEWER_PAGE = "vnc.html"
 PAGES = frozenset({VIEWER_PAGE, "vnc_lite.html"})
@@ -67,13 +67,15 @@ def parse(raw_path: bytes) -> TakeoverPath | None:
     return TakeoverPath(token, segments if len(segments) == len(parts) else None)
 
 
-def canonical_query(token: str, query: bytes) -> str | None:
+def canonical_query(token: str, query: bytes, *, view_only: bool = False) -> str | None:
     """The query the viewer page must be opened with, or None where it is that already.
 
     Decoded parameters are compared, so that two spellings of one query cannot redirect to each other
     (protocol section 12.24).
     """
     forced = {"autoconnect": "true", "path": websocket_path(token)}
+    if view_only:
+        forced[VIEW_ONLY_PARAMETER] = "true"
     try:
         pairs = parse_qsl(
             query.decode("ascii", "replace"),

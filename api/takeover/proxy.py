@@ -14,9 +14,11 @@ from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from api import database
+from api.gateway import Gateway
 from api.takeover import paths, relay, targets
 from api.takeover.live import LiveSockets
 from api.takeover.targets import Target
+from api.takeover.upstream import password_of
 from models.errors import ApiError
 from models.takeover import TAKEOVER_PREFIX, is_takeover_token
 
@@ -37,17 +39,49 @@ _RESPONSE_DROPPED = _HOP_BY_HOP | {
     # What a hostile page could otherwise do to the whole origin it is shown under.
     *("alt-svc", "clear-site-data", "refresh", "service-worker-allowed", "strict-transport-security"),
     # Ours is said below; the server's name is uvicorn's to say.
+    *("content-security-policy", "content-security-policy-report-only", "cross-origin-opener-policy"),
+    *("cross-origin-resource-policy", "permissions-policy", "x-frame-options"),
     *("date", "referrer-policy", "server", "x-content-type-options"),
+    # Where to send what happens here, or what else to fetch.
+    *("link", "nel", "report-to", "reporting-endpoints", "sourcemap", "x-sourcemap"),
 }
-_RESPONSE_ADDED = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer")]
+_CONTENT_SECURITY_POLICY = "; ".join(
+    [
+        "default-src 'none'",
+        # noVNC's pages have inline scripts since 1.5, and styles in attributes.
+        "script-src 'self' 'unsafe-inline'",
+        "style-src 'self' 'unsafe-inline'",
+        "img-src 'self' data: blob:",
+        "media-src 'self' data:",
+        "font-src 'self'",
+        "connect-src 'self'",
+        "manifest-src 'self'",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+    ]
+)
+_RESPONSE_ADDED = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"content-security-policy", _CONTENT_SECURITY_POLICY.encode()),
+    (b"x-frame-options", b"DENY"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (
+        b"permissions-policy",
+        b"camera=(), display-capture=(), geolocation=(), microphone=(), payment=(), usb=()",
+    ),
+]
 _NO_STORE = (b"cache-control", b"no-store")
 
 
 class TakeoverProxy:
     """ASGI application for the takeover prefix; the token in the path is the only credential."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, gateway: Gateway) -> None:
         self._engine = engine
+        self._gateway = gateway
         self._sockets = LiveSockets(engine)
         self._client: httpx.AsyncClient | None = None
 
@@ -78,7 +112,10 @@ class TakeoverProxy:
         if target is None:
             return _not_found()
         query = request.scope["query_string"]
-        if path.is_viewer and (canonical := paths.canonical_query(path.token, query)) is not None:
+        canonical = (
+            paths.canonical_query(path.token, query, view_only=target.view_only) if path.is_viewer else None
+        )
+        if canonical is not None:
             location = f"{TAKEOVER_PREFIX}{path.token}/{paths.VIEWER_PAGE}?{canonical}"
             return RedirectResponse(
                 location, 307, headers={"Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}
@@ -123,7 +160,8 @@ class TakeoverProxy:
             await websocket.send_denial_response(_not_found())
             return
         query = paths.safe_query(websocket.scope["query_string"])
-        await relay.relay(websocket, target, path.upstream, query, self._sockets)
+        password = password_of(self._gateway, target.node_id, target.environment_id, target.generation)
+        await relay.relay(websocket, target, path.upstream, query, password, self._sockets)
 
     async def _target(self, token: str) -> Target | None:
         if not is_takeover_token(token):

@@ -19,10 +19,18 @@ from models.takeover import trusted_origin
 
 @dataclass(frozen=True)
 class Target:
-    """The noVNC server behind a live session. `port`: published on the host for the session's generation."""
+    """The noVNC server behind a live session.
+
+    Attributes:
+        node_id: of the desktop, None where it has none. view_only: input is not to reach it.
+        port: published on the host for the session's generation.
+    """
 
     session_id: str
     environment_id: str
+    generation: int
+    node_id: str | None
+    view_only: bool
     scheme: str
     host: str
     port: int
@@ -41,7 +49,14 @@ def find(session: Session, token_sha256: str, now: datetime) -> Target | None:
         return None
     origin = urlsplit(trusted_origin(found.takeover_origin))
     return Target(
-        found.session_id, found.environment_id, origin.scheme, origin.hostname or "", found.novnc_port
+        session_id=found.session_id,
+        environment_id=found.environment_id,
+        generation=found.generation,
+        node_id=found.node_id,
+        view_only=found.view_only,
+        scheme=origin.scheme,
+        host=origin.hostname or "",
+        port=found.novnc_port,
     )
 
 

@@ -36,7 +36,7 @@ from tests.api.stack import (
     record_running,
     serving,
 )
-from tests.api.upstream import Upstream, upstream_serving
+from tests.api.upstream import Upstream, enter, upstream_serving
 from tests.support.waiting import eventually
 from workflows.plugin import ControlPlanePlugin
 
@@ -64,10 +64,14 @@ class Desk:
         record_running(self.engine, "h1", known.pop("novnc_port", self.upstream.port), **known)
 
     @asynccontextmanager
-    async def socket(self, path: str = "websockify", **options: Any) -> AsyncIterator[ClientConnection]:
-        """A WebSocket through the proxy."""
+    async def socket(
+        self, path: str = "websockify", *, entered: bool = True, **options: Any
+    ) -> AsyncIterator[ClientConnection]:
+        """A WebSocket through the proxy, past RFB's handshake."""
         address = self.url.replace("http", "ws", 1) + self.prefix + path
         async with connect(address, proxy=None, **options) as websocket:
+            if entered:
+                await enter(websocket)
             yield websocket
 
 
@@ -295,7 +299,7 @@ async def test_an_upstream_that_vanishes_and_one_that_is_not_there(desk: Desk) -
     desk.record(novnc_port=with_nobody)
     answer = await desk.http.get(f"{desk.prefix}app/ui.js")
     assert answer.status_code == 502 and answer.headers["content-type"].startswith("text/plain")
-    async with desk.socket(subprotocols=["binary"]) as websocket:
+    async with desk.socket(subprotocols=["binary"], entered=False) as websocket:
         with pytest.raises(ConnectionClosed) as closed:
             await websocket.recv()
     assert closed.value.rcvd is not None and closed.value.rcvd.code == 1011

@@ -1,4 +1,4 @@
-"""A small noVNC stand-in: real HTTP and WebSocket, and a record of what reached it."""
+"""A small noVNC stand-in: real HTTP and WebSocket, RFB's handshake, then an echo; a record of what reached it."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -10,18 +10,54 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
+from websockets.asyncio.client import ClientConnection
 
 from api.server import bind, make_listener
+
+CHALLENGE = bytes(range(16))
 
 
 @dataclass
 class Upstream:
-    """The stand-in. `closes`: close code and reason of each socket a client closed."""
+    """The stand-in.
+
+    Attributes:
+        closes: close code and reason of each socket a client closed.
+        answer: to `CHALLENGE`, None to ask for no password. heard: bytes after the handshake, sent back.
+    """
 
     port: int
     requests: list[Request] = field(default_factory=list)
     sockets: list[WebSocket] = field(default_factory=list)
     closes: list[tuple[int, str]] = field(default_factory=list)
+    answer: bytes | None = None
+    heard: bytearray = field(default_factory=bytearray)
+
+
+async def enter(websocket: ClientConnection) -> None:
+    """Be a viewer until ClientInit, which is not sent: RFB 3.8, security type None."""
+    assert await websocket.recv() == b"RFB 003.008\n"
+    await websocket.send(b"RFB 003.008\n")
+    assert await websocket.recv() == b"\x01\x01"
+    await websocket.send(b"\x01")
+    assert await websocket.recv() == bytes(4)
+
+
+async def let_in(websocket: WebSocket, answer: bytes | None) -> None:
+    """Be an RFB server until ClientInit: security type None, or VncAuth which wants this answer to `CHALLENGE`."""
+    await websocket.send_bytes(b"RFB 003.008\n")
+    assert await websocket.receive_bytes() == b"RFB 003.008\n"
+    if answer is None:
+        await websocket.send_bytes(b"\x01\x01")
+        assert await websocket.receive_bytes() == b"\x01"
+    else:
+        await websocket.send_bytes(b"\x01\x02")
+        assert await websocket.receive_bytes() == b"\x02"
+        await websocket.send_bytes(CHALLENGE)
+        if await websocket.receive_bytes() != answer:
+            await websocket.send_bytes(b"\0\0\0\x01" + b"\0\0\0\x05wrong")
+            return
+    await websocket.send_bytes(bytes(4))
 
 
 @asynccontextmanager
@@ -60,6 +96,7 @@ async def upstream_serving() -> AsyncIterator[Upstream]:
             offered = websocket.scope["subprotocols"]
             await websocket.accept(subprotocol="binary" if "binary" in offered else None)
             try:
+                await let_in(websocket, upstream.answer)
                 while True:
                     message = await websocket.receive()
                     if message["type"] == "websocket.disconnect":
@@ -72,6 +109,7 @@ async def upstream_serving() -> AsyncIterator[Upstream]:
                     if text == "vanish":
                         return
                     if data is not None:
+                        upstream.heard += data
                         await websocket.send_bytes(data)
                     else:
                         await websocket.send_text(text or "")

@@ -74,6 +74,19 @@ def no_failed_tasks(plane: Plane) -> None:
     assert not failed, "\n".join(failed)
 
 
+def replayable(plane: Plane) -> None:
+    """Every living environment's history can be replayed, as the next control worker will have to.
+
+    Raises:
+        AssertionError: one cannot.
+    """
+    with Session(plane.engine) as session:
+        living = select(t.EnvironmentRow.environment_id).where(col(t.EnvironmentRow.deleted_at).is_(None))
+        ids = list(session.exec(living))
+    wrong = plane.workflows.not_replayable(ids)
+    assert not wrong, "\n".join(wrong)
+
+
 def disagreements(plane: Plane) -> list[str]:
     """Everything that does not fit now; empty when all is well."""
     ledger = plane.operator.ledger

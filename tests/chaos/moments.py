@@ -10,7 +10,7 @@ from tests.chaos.invariants import converge
 from tests.chaos.plane import Plane
 
 PARTS = {"start 1": 0.9, "start 2": 0.55, "start 3": 0.1, "stop": 0.1, "delete": 0.1}
-"""How long before the kill each command is sent, as a part of what a start took here last: a stop takes a third of it."""
+"""How long before the kill each command is sent, as a part of what a start took here last; a stop takes a third."""
 
 
 @dataclass(frozen=True)

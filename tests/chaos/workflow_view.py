@@ -11,9 +11,11 @@ from temporalio.api.enums.v1 import EventType, PendingActivityState, WorkflowTas
 from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowQueryFailedError
 from temporalio.service import RPCError, RPCStatusCode
+from temporalio.worker import Replayer
 
 from models.identifiers import environment_workflow_id, host_workflow_id
 from models.messages import EnvironmentView, HostRecord
+from workflows.environment import DesktopEnvironment
 from workflows.plugin import ControlPlanePlugin
 
 T = TypeVar("T")
@@ -81,6 +83,26 @@ class WorkflowView:
         """Send a command as an engineer with the `temporal` command would."""
         handle = self._client.get_workflow_handle(environment_workflow_id(environment_id))
         self._run(handle.signal(name, {"reason": reason}))
+
+    def history(self, environment_id: str) -> str:
+        """The history of the present run, as JSON that the replayer reads."""
+        handle = self._client.get_workflow_handle(environment_workflow_id(environment_id))
+        return self._run(handle.fetch_history()).to_json()
+
+    def not_replayable(self, environment_ids: Iterable[str]) -> list[str]:
+        """Environments whose history the present code cannot replay: they would wedge at the next worker's start."""
+
+        async def replay(environment_id: str) -> str | None:
+            workflow_id = environment_workflow_id(environment_id)
+            history = await self._client.get_workflow_handle(workflow_id).fetch_history()
+            replayer = Replayer(workflows=[DesktopEnvironment], plugins=[ControlPlanePlugin()])
+            result = await replayer.replay_workflow(history, raise_on_replay_failure=False)
+            return f"{environment_id}: {result.replay_failure}"[:300] if result.replay_failure else None
+
+        async def ask() -> list[str]:
+            return [wrong for i in environment_ids if (wrong := await replay(i))]
+
+        return self._run(ask())
 
     def failed_tasks(self, workflow_ids: Iterable[str]) -> list[str]:
         """Every workflow task that failed, in any run of these workflows."""

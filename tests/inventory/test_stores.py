@@ -78,12 +78,31 @@ def test_timeline_pages(engine: Engine, now: datetime) -> None:
         assert events.page(session, "no-such") == []
 
 
-def test_timeline_entry_once_written_stays(engine: Engine, now: datetime) -> None:
+def test_the_entries_of_a_workflow_task_carried_out_again_replace_those_of_the_one_cut_off(
+    engine: Engine, now: datetime
+) -> None:
     wanted = spec()
-    write(engine, record(wanted, 1, now, entries=[entry(0, now, message="first")]))
-    write(engine, record(wanted, 2, now, entries=[entry(0, now, message="second"), entry(1, now)]))
+
+    def told() -> list[str | None]:
+        with reading(engine) as session:
+            return [one.message for one in events.page(session, wanted.environment_id)]
+
+    write(engine, record(wanted, 1, now, entries=[entry(0, now, message="container gone")]))
+    again = [entry(0, now, message="stop"), entry(1, now, message="container gone")]
+    write(engine, record(wanted, 2, now, entries=again))
+    assert told() == ["stop", "container gone"]
+    # A write that comes late, of the task that was cut off, replaces nothing.
+    write(engine, record(wanted, 1, now, entries=[entry(0, now, message="container gone")]))
+    assert told() == ["stop", "container gone"]
+
+
+def test_more_entries_than_the_workflow_ever_wrote_are_not_replaced(engine: Engine, now: datetime) -> None:
+    wanted = spec()
+    write(engine, record(wanted, 1, now, entries=[entry(n, now, message="first run") for n in range(3)]))
+    write(engine, record(wanted, 2, now, entries=[entry(1, now, message="reset by hand")]))
     with reading(engine) as session:
-        assert [one.message for one in events.page(session, wanted.environment_id)] == ["first", None]
+        told = [one.message for one in events.page(session, wanted.environment_id)]
+    assert told == ["first run"] * 3
 
 
 def test_defaults_have_revisions(engine: Engine, now: datetime) -> None:

@@ -1,6 +1,7 @@
 """One stack for all trouble tests of a process, its Docker engine behind a relay."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -20,11 +21,16 @@ def field(field_of_trouble: Field) -> Iterator[Field]:
     """The same; what a test made is deleted after it, also when it failed, and has to be gone."""
     yield field_of_trouble
     made, field_of_trouble.made = field_of_trouble.made, []
-    for environment_id in made:
-        if field_of_trouble.show(environment_id):
-            field_of_trouble.command(environment_id, "delete")
-    for environment_id in made:
-        field_of_trouble.delete(environment_id)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(field_of_trouble.delete, made))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_sandbox(field_of_trouble: Field, bad_images: Images) -> str:
+    """An environment whose image is no sandbox: made first, since it takes a while to be told from a slow one."""
+    environment_id = field_of_trouble.create(image_ref=bad_images.stranger("exec sleep 3600"))
+    field_of_trouble.made.clear()
+    return environment_id
 
 
 @pytest.fixture(scope="session")

@@ -124,8 +124,9 @@ class Field:
 
     def delete(self, environment_id: str) -> None:
         """Delete it and see that nothing is left."""
-        if self.show(environment_id):
-            self.command(environment_id, "delete", wait=60)
+        answer = self.stack.call("DELETE", f"/desktop-environments/{environment_id}", wait=60)
+        # It may have been deleted before.
+        assert answer.status_code in (200, 404), answer.text
         self.check_nothing_left(environment_id)
 
     def host(self) -> dict[str, Any]:
@@ -155,6 +156,32 @@ class Field:
         """The node's token."""
         return (self.home(environment_id) / "secrets" / "gateway-token").read_text().strip()
 
+    def until(self, environment_id: str, seconds: float = 30, **expected: Any) -> dict[str, Any]:
+        """The environment as soon as it has these values."""
+
+        def look() -> dict[str, Any] | None:
+            seen = self.show(environment_id)
+            return seen if expected.items() <= seen.items() else None
+
+        return within(look, f"{environment_id} {expected}", seconds)
+
+    def until_gone(self, environment_id: str, seconds: float = 30) -> None:
+        """Return when operators do not see it any more."""
+        within(lambda: self.show(environment_id) == {}, "gone for the operator", seconds)
+
+    def until_no_container(self, environment_id: str, seconds: float = 30) -> None:
+        """Return when Docker does not know it any more."""
+        within(lambda: self.stack.containers(environment_id) == [], "its container gone", seconds)
+
+    def until_nothing_live(self, environment_id: str, seconds: float = 5) -> None:
+        """Return when no token, takeover session, pairing or socket of it is left."""
+        database = self.stack.state_dir / "inventory.db"
+        within(
+            lambda: not any(leftovers.in_inventory(database, environment_id).values()),
+            "nothing live",
+            seconds,
+        )
+
     def check_agreement(self, environment_id: str, status: str) -> dict[str, Any]:
         """Workflow, Docker, node and tokens say the same, and that is `status`."""
         seen = self.show(environment_id)
@@ -174,12 +201,9 @@ class Field:
     def check_nothing_left(self, environment_id: str) -> None:
         """After a delete: container, host directory, live token, pairing, takeover session, socket."""
         assert self.show(environment_id) == {}
-        within(lambda: self.stack.containers(environment_id) == [], "its container gone")
+        self.until_no_container(environment_id)
         within(lambda: not self.home(environment_id).exists(), "its directory gone")
-        left = within(
-            lambda: [leftovers.in_inventory(self.stack.state_dir / "inventory.db", environment_id)], "inventory"
-        )[0]
-        assert not any(left.values()), left
+        self.until_nothing_live(environment_id)
 
     def refused(self, token: str) -> int:
         """The close code the gateway has for a node with this token."""

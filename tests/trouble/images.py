@@ -57,7 +57,9 @@ class Images:
                 "rootfs": {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(layer).hexdigest()}"]},
             }
         ).encode()
-        manifest = json.dumps([{"Config": "config.json", "RepoTags": [tag], "Layers": ["layer.tar"]}]).encode()
+        manifest = json.dumps(
+            [{"Config": "config.json", "RepoTags": [tag], "Layers": ["layer.tar"]}]
+        ).encode()
         parts = {"config.json": config, "layer.tar": layer, "manifest.json": manifest}
         self.engine.images.load(_tar(parts))
         return tag

@@ -1,5 +1,8 @@
 """Container trouble at the real stack (issue 3, point 2): noticed, recovered, explained."""
 
+import functools
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from tests.trouble.field import PARTS, Field, within
@@ -13,7 +16,7 @@ def test_killed_is_noticed_recovered_and_explained(field: Field) -> None:
     recovery = field.recover(environment_id, field.container(environment_id).kill)
     print(recovery)
     # A system that polls every 10 s said `running` in 753 of 753 reads.
-    assert recovery.lies < 20
+    assert recovery.noticed < 10
     field.check_agreement(environment_id, "running")
     assert field.token(environment_id) != old
     assert field.refused(old) == 4001
@@ -26,14 +29,11 @@ def test_killed_is_noticed_recovered_and_explained(field: Field) -> None:
 
 
 def test_whatever_happens_to_it(field: Field) -> None:
-    ways = ["removed", "paused", *PARTS]
-    made = field.many(len(ways))
-    for environment_id in made:
-        assert field.settle(environment_id, "start")["status"] == "running"
-    for environment_id, way in zip(made, ways, strict=True):
+    def life(way: str) -> None:
+        environment_id = field.running()
         container = field.container(environment_id)
         if way == "removed":
-            recovery = field.recover(environment_id, lambda found=container: found.remove(force=True))
+            recovery = field.recover(environment_id, functools.partial(container.remove, force=True))
         elif way == "paused":
             recovery = field.recover(environment_id, container.pause)
         else:
@@ -46,6 +46,10 @@ def test_whatever_happens_to_it(field: Field) -> None:
         if way in PARTS:
             assert error["detail"]["exit_code"] == 137
             assert "died (signal SIGKILL)" in error["detail"]["log_tail"][-1]
+
+    ways = ["removed", "paused", *PARTS]
+    with ThreadPoolExecutor(len(ways)) as pool:
+        list(pool.map(life, ways))
 
 
 def test_out_of_memory_as_a_whole(field: Field) -> None:
@@ -63,9 +67,7 @@ def test_out_of_memory_of_one_program_only(field: Field) -> None:
     """The kernel has ended what was too big, and the desktop is well: it stays, and the operator is told."""
     environment_id = field.running()
     field.out_of_memory(environment_id, whole=False)()
-    within(
-        lambda: "out_of_memory" in [entry["name"] for entry in field.timeline(environment_id)], "told", 10
-    )
+    within(lambda: "out_of_memory" in [entry["name"] for entry in field.timeline(environment_id)], "told", 10)
     seen = field.check_agreement(environment_id, "running")
     assert (seen["generation"], seen["restarts"]) == (1, 0)
     assert field.errors(environment_id) == []

@@ -5,7 +5,6 @@ from datetime import UTC, datetime
 
 import pytest
 
-from scripts import leftovers
 from tests.trouble.field import Field, within
 from tests.trouble.registry import slow_registry
 
@@ -16,7 +15,12 @@ pytestmark = [pytest.mark.e2e, pytest.mark.docker, pytest.mark.xdist_group("trou
 def test_engine_lost_and_back(field: Field, way: str) -> None:
     """Told, and everything asked for meanwhile is carried out when it is back; nothing that runs is touched."""
     untouched, stopped, started, deleted = field.many(4)
-    for environment_id, command in ((untouched, "start"), (stopped, "start"), (started, "stop"), (deleted, "start")):
+    for environment_id, command in (
+        (untouched, "start"),
+        (stopped, "start"),
+        (started, "stop"),
+        (deleted, "start"),
+    ):
         field.settle(environment_id, command)
     before = field.container(untouched).id
     token = field.token(deleted)
@@ -31,16 +35,13 @@ def test_engine_lost_and_back(field: Field, way: str) -> None:
     host = field.host()
     assert ("in time" in host["last_error"]) is (way == "hung"), host
     for environment_id in (untouched, stopped, deleted):
-        seen = within(
-            lambda found=environment_id: (seen := field.show(found))["status"] == "error" and seen, "the error"
-        )
+        seen = field.until(environment_id, status="error")
         assert seen["last_error"]["code"] == "docker_unavailable", seen
         assert seen["desired_running"] and seen["recovery"] == "host", seen
     for environment_id, command in ((stopped, "stop"), (started, "start"), (deleted, "delete")):
         field.command(environment_id, command)
-    within(lambda: field.show(deleted) == {}, "the environment gone for the operator", 5)
-    inventory = field.stack.state_dir / "inventory.db"
-    within(lambda: not any(leftovers.in_inventory(inventory, deleted).values()), "nothing live", 5)
+    field.until_gone(deleted, 5)
+    field.until_nothing_live(deleted)
     assert field.refused(token) == 4001
     assert field.stack.http.get(link).status_code == 404
     assert len(field.stack.containers(deleted)) == 1
@@ -80,8 +81,7 @@ def test_a_slow_pull_delays_nobody(field: Field) -> None:
     with slow_registry() as registry:
         pulling = field.create(image_ref=registry.image)
         assert registry.asked.wait(20)
-        seen = field.show(pulling)
-        assert (seen["status"], seen["phase"]) == ("starting", "ensure_image")
+        field.until(pulling, status="starting", phase="ensure_image")
         began = time.monotonic()
         assert field.settle(other, "stop")["status"] == "stopped"
         assert field.settle(other, "start")["status"] == "running"
@@ -93,6 +93,6 @@ def test_a_slow_pull_delays_nobody(field: Field) -> None:
         assert field.settle(pulling, "stop")["status"] == "stopped"
         field.settle(pulling, "start", seconds=1)
         field.command(pulling, "reset")
-        within(lambda: field.show(pulling)["phase"] == "ensure_image", "pulling again")
+        field.until(pulling, phase="ensure_image")
         field.delete(pulling)
     field.check_agreement(other, "running")

@@ -1,6 +1,7 @@
 """Images that cannot work, and crash loops: clear codes, growing back-off, an end (issue 3, point 2)."""
 
 from itertools import pairwise
+from typing import Any
 
 import pytest
 
@@ -12,12 +13,13 @@ from workflows import policies
 pytestmark = [pytest.mark.e2e, pytest.mark.docker, pytest.mark.xdist_group("trouble")]
 
 
-def test_what_repetition_cannot_mend(field: Field, bad_images: Images) -> None:
+def test_what_repetition_cannot_mend(field: Field, bad_images: Images, no_sandbox: str) -> None:
     """One attempt, a clear code; a crash loop ends beside them."""
     made = {
-        "no sandbox": field.create(image_ref=bad_images.stranger("exec sleep 3600")),
         "crash loop": field.create(image_ref=bad_images.variant("echo no luck; exit 7")),
-        "dies after running": field.create(image_ref=bad_images.variant(f"(sleep 2; kill -9 -1) & exec {BOOT}")),
+        "dies after running": field.create(
+            image_ref=bad_images.variant(f"(sleep 2; kill -9 -1) & exec {BOOT}")
+        ),
         "missing": field.create(image_ref="127.0.0.1:9/there-is-none:1"),
         "other platform": field.create(image_ref=bad_images.foreign()),
         "other program": field.create(image_ref=bad_images.variant("exec /no/such/program")),
@@ -27,13 +29,9 @@ def test_what_repetition_cannot_mend(field: Field, bad_images: Images) -> None:
         assert field.show(made[name])["generation"] == 1
     check_dies_after_running(field, made["dies after running"])
     check_crash_loop(field, made["crash loop"])
-    within(
-        lambda: field.show(made["no sandbox"])["status"] == "error",
-        "no sandbox",
-        pairing.UNDECLARED_SECONDS + 20,
-    )
-    check_lasting(field, made["no sandbox"], "image_mismatch", attempts=1)
-    assert "EXPOSE" in field.show(made["no sandbox"])["last_error"]["message"]
+    field.until(no_sandbox, pairing.UNDECLARED_SECONDS + 20, status="error")
+    check_lasting(field, no_sandbox, "image_mismatch", attempts=1)
+    assert "EXPOSE" in field.show(no_sandbox)["last_error"]["message"]
     # A shell that says 127 may be any program's fault: it is repeated, and ends as a crash loop does.
     check_lasting(field, made["other program"], "sandbox_exited", attempts=policies.RESTART_ATTEMPTS + 1)
 
@@ -51,12 +49,13 @@ def check_dies_after_running(field: Field, environment_id: str) -> None:
 def check_crash_loop(field: Field, environment_id: str) -> None:
     """Back-off doubles, is shown, and ends in an error that stays until an operator acts."""
     seen = within(
-        lambda: (seen := field.show(environment_id))["restarts"] >= 3 and seen["next_retry_at"] and seen, "a restart"
+        lambda: (seen := field.show(environment_id))["restarts"] >= 3 and seen["next_retry_at"] and seen,
+        "a restart",
     )
     assert (seen["status"], seen["recovery"]) == ("error", "scheduled")
     shown = field.stack.desktopctl("show", environment_id)
     assert shown["restarts"] >= 3
-    within(lambda: field.show(environment_id)["recovery"] == "operator", "the end of it")
+    field.until(environment_id, recovery="operator")
     seen = check_lasting(field, environment_id, "sandbox_exited", attempts=policies.RESTART_ATTEMPTS + 1)
     assert (seen["restarts"], seen["next_retry_at"]) == (policies.RESTART_ATTEMPTS, None)
     entries = field.timeline(environment_id)
@@ -69,15 +68,17 @@ def check_crash_loop(field: Field, environment_id: str) -> None:
     assert "no luck" in field.stack.call("GET", f"/desktop-environments/{environment_id}/logs").json()["logs"]
     # An operator's start begins anew.
     field.command(environment_id, "start")
-    within(lambda: field.show(environment_id)["restarts"] == 1, "counted anew")
+    field.until(environment_id, restarts=1)
 
 
-def check_lasting(field: Field, environment_id: str, code: str, *, attempts: int) -> dict[str, object]:
+def check_lasting(field: Field, environment_id: str, code: str, *, attempts: int) -> dict[str, Any]:
     """An error of this code that stays, after so many attempts."""
-    seen = within(
-        lambda: (seen := field.show(environment_id))["settled"] and seen["status"] == "error" and seen, code, 60
-    )
-    assert (seen["recovery"], seen["last_error"]["code"], seen["next_retry_at"]) == ("operator", code, None), seen
+    seen = field.until(environment_id, 60, settled=True, status="error")
+    assert (seen["recovery"], seen["last_error"]["code"], seen["next_retry_at"]) == (
+        "operator",
+        code,
+        None,
+    ), seen
     assert [error["name"] for error in field.errors(environment_id)] == [code] * attempts
     assert field.stack.containers(environment_id) == []
     return seen

@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.docker, pytest.mark.xdist_group("trou
 @pytest.fixture
 def strangers(field: Field) -> Iterator[list[str]]:
     """Containers that look much like ours and are none of our business."""
-    host_id, made = field.stack.up["host_id"], []
+    host_id, made = field.stack.up["host_id"], list[str]()
     environment_id = new_environment_id()
     labels = {LABEL_ENVIRONMENT: environment_id, LABEL_HOST: host_id, LABEL_GENERATION: "1"}
     for other in (
@@ -35,14 +35,13 @@ def strangers(field: Field) -> Iterator[list[str]]:
         {},
     ):
         stranger = new_environment_id()
-        made.append(
-            field.engine.containers.create(
-                IMAGE, name=container_name(stranger), labels=labels | {LABEL_ENVIRONMENT: stranger} | other
-            ).id
+        container = field.engine.containers.create(
+            IMAGE, name=container_name(stranger), labels=labels | {LABEL_ENVIRONMENT: stranger} | other
         )
+        made.append(str(container.id))
     yield made
-    for container in made:
-        field.engine.containers.get(container).remove(force=True)
+    for made_id in made:
+        field.engine.containers.get(made_id).remove(force=True)
 
 
 @pytest.mark.parametrize("begin", ["worker restarted", "event stream cut"])
@@ -60,12 +59,12 @@ def test_two_way_sweep(field: Field, strangers: list[str], begin: str) -> None:
         field.relay.cut()
         field.container(robbed).remove(force=True)
         field.relay.up()
-    within(lambda: not field.stack.containers(orphan), "the orphan removed")
+    field.until_no_container(orphan)
     within(lambda: not field.home(orphan).exists(), "the orphan's directory removed")
-    within(lambda: field.show(robbed)["generation"] == 2, "the robbed environment told")
+    field.until(robbed, generation=2)
     assert field.settle(robbed, "start")["status"] == "running"
     field.check_agreement(robbed, "running")
-    within(lambda: field.show(well)["status"] == "running", "the third as before")
+    field.until(well, status="running")
     assert field.check_agreement(well, "running")["generation"] == 1
     assert field.container(well).id == untouched
     for stranger in strangers:

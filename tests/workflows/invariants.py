@@ -13,9 +13,11 @@ RACES = frozenset(
     {
         WorkflowTaskFailedCause.WORKFLOW_TASK_FAILED_CAUSE_UNHANDLED_COMMAND,
         WorkflowTaskFailedCause.WORKFLOW_TASK_FAILED_CAUSE_RESET_WORKFLOW,
+        WorkflowTaskFailedCause.WORKFLOW_TASK_FAILED_CAUSE_FORCE_CLOSE_COMMAND,
     }
 )
-"""Failed workflow tasks that are no failure: a signal that came while the run was ending, and a reset by hand."""
+"""Failed workflow tasks that are no failure: a signal that came while the run was ending, a reset by hand, and a task
+the server took back because more than a hundred signals waited behind it."""
 
 
 def disagreements(plane: Plane, environment_id: str, view: m.EnvironmentView) -> list[str]:
@@ -152,5 +154,6 @@ async def failed_tasks(plane: Plane, workflow_id: str) -> list[str]:
             if event.event_type == EventType.EVENT_TYPE_WORKFLOW_TASK_FAILED:
                 attributes = event.workflow_task_failed_event_attributes
                 if attributes.cause not in RACES:
-                    failed.append(f"{workflow_id}: {attributes.failure.message}")
+                    cause = WorkflowTaskFailedCause.Name(attributes.cause)
+                    failed.append(f"{workflow_id}: {cause} {attributes.failure.message}")
     return failed

@@ -21,7 +21,6 @@ from tests.support.temporal import temporal_cli, temporal_json
 from tests.support.waiting import eventually
 from tests.workflows.conftest import MakePlane
 from tests.workflows.invariants import agree
-from tests.workflows.plane import Plane
 from workflows.environment import DesktopEnvironment
 
 START_STEPS = ["ensure_image", "prepare_identity", "mint_node_token", "start_container", "await_node_pairing"]

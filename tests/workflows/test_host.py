@@ -1,7 +1,5 @@
 """The host workflow: registration, loss, return, Docker trouble; and what its environments learn."""
 
-from datetime import timedelta
-
 import pytest
 from sqlmodel import Session
 
@@ -17,15 +15,7 @@ from tests.workflows.plane import Plane, host_worker_of
 from workflows.host import DesktopHost
 
 
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same waits, shorter: what is tested is what follows them."""
-    monkeypatch.setattr("workflows.policies.HOST_RETURN_GRACE", timedelta(seconds=1))
-    monkeypatch.setitem(
-        __import__("workflows.policies", fromlist=["MONITOR"]).MONITOR,
-        "heartbeat_timeout",
-        timedelta(seconds=2),
-    )
+pytestmark = pytest.mark.usefixtures("impatient")
 
 
 async def watch(plane: Plane) -> None:
