@@ -178,8 +178,8 @@ class Api:
         )
         return [str(line) for line in answer.get("logs", [])]
 
-    def timeline(self, environment_id: str, after: int | None = None) -> list[Json]:
-        """Every transition, oldest first; only those later than sequence number `after`."""
+    def timeline(self, environment_id: str, after: str | int | None = None) -> list[Json]:
+        """Every line, oldest first; only those after the one whose `id` is given."""
         entries: list[Json] = []
         while True:
             answer = self.call(
@@ -190,7 +190,7 @@ class Api:
             )
             entries += _members(answer, "entries")
             following = answer.get("next_after")
-            if not isinstance(following, int) or following == after:
+            if following is None or following == after:
                 return entries
             after = following
 

@@ -14,7 +14,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from cli import exits
-from cli.commands import codec, desktop, lifecycle, reading
+from cli.commands import audit, codec, desktop, lifecycle, reading, tokens
 from cli.exits import CliError, ExitCode
 from cli.session import JsonOption, Session, of, print_json
 from models.settings import default_state_dir
@@ -119,6 +119,8 @@ app.command()(desktop.screenshot)
 app.command()(reading.hosts)
 app.command()(reading.nodes)
 app.add_typer(codec.app, name="codec")
+app.add_typer(tokens.app, name="tokens")
+app.command("audit")(audit.audit)
 
 
 def main() -> None:

@@ -2,10 +2,15 @@
 
 import fcntl
 import ipaddress
+import os
 import random
 import socket
 import struct
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 from cli.exits import CliError, ExitCode
 from cli.state import Endpoints
@@ -55,6 +60,18 @@ def choose(host: str, wanted: list[int], taken: set[int], patience: float = 0.0)
             taken.add(port)
             return port
     raise CliError(f"no free port found on {host}", ExitCode.FAILED)
+
+
+@contextmanager
+def nobody_else_chooses() -> Iterator[None]:
+    """Keep other `up`s of this user from choosing ports until the context ends; they wait."""
+    path = Path(tempfile.gettempdir()) / f"desktopctl-ports-{os.getuid()}.lock"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def bridge_address() -> str | None:

@@ -154,9 +154,9 @@ def timeline_cells(entry: Json) -> tuple[str | Text, ...]:
     words = [entry.get("message"), entry.get("reason"), *_details(entry.get("detail"))]
     return (
         at.astimezone().strftime("%H:%M:%S.%f")[:-3] if at else "-",
-        status(entry.get("status")),
+        status(entry.get("status") or "-"),
         clean(f"{entry.get('kind')} {entry.get('name')}"),
-        clean(entry.get("generation", "-")),
+        clean(_or_dash(entry.get("generation"))),
         clean(entry.get("actor") or "-"),
         "; ".join(clean(word) for word in words if word),
     )
@@ -198,6 +198,10 @@ def nodes(items: list[Json]) -> Table:
             ago(item.get("last_seen_at")),
         )
     return table
+
+
+def _or_dash(value: Any) -> Any:
+    return "-" if value is None else value
 
 
 def _host(identifier: Any) -> str:

@@ -5,6 +5,8 @@ import json
 import os
 import signal
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -113,10 +115,12 @@ def run(state_dir: Path, *, as_json: bool, console: Console) -> None:
         CliError: another `up` runs, a setting cannot be used, or a part did not come up.
     """
     state.prepare(state_dir)
-    with state.exclusive(state_dir):
+    with state.exclusive(state_dir), ExitStack() as choosing:
+        # A port that is free now is taken only when the part that gets it listens.
+        choosing.enter_context(ports.nobody_else_chooses())
         prepared = prepare(state_dir)
         try:
-            asyncio.run(_supervise(prepared, as_json, console))
+            asyncio.run(_supervise(prepared, as_json, console, choosing.close))
         except ChildFailed as failure:
             for line in tail(failure.log, _TAIL_LINES):
                 console.print(Text(f"  {failure.name} | {line}", style="dim"), soft_wrap=True)
@@ -124,7 +128,7 @@ def run(state_dir: Path, *, as_json: bool, console: Console) -> None:
             raise CliError(message, ExitCode.FAILED) from None
 
 
-async def _supervise(prepared: Prepared, as_json: bool, console: Console) -> None:
+async def _supervise(prepared: Prepared, as_json: bool, console: Console, chosen: Callable[[], None]) -> None:
     started = time.monotonic()
     stopping = asyncio.Event()
     # A host's record has milliseconds only.
@@ -148,6 +152,7 @@ async def _supervise(prepared: Prepared, as_json: bool, console: Console) -> Non
     try:
         with progress:
             await asyncio.wait({starting, interrupted}, return_when=asyncio.FIRST_COMPLETED)
+        chosen()
         if starting.done():
             starting.result()
             _announce(prepared, progress, time.monotonic() - started, as_json, console)

@@ -122,10 +122,10 @@ def timeline(
         else:
             session.out.print(render.timeline(entries))
         return
-    last: int | None = None
+    last: str | int | None = None
     while True:
         for entry in entries:
-            last = int(entry.get("sequence", 0))
+            last = entry.get("id", entry.get("sequence"))
             if as_json:
                 typer.echo(json.dumps(entry, ensure_ascii=False))
             else:

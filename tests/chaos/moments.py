@@ -1,5 +1,6 @@
 """Environments brought into every moment of their lives at the same time, so that one kill meets all of them."""
 
+import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -44,8 +45,8 @@ def prepare(plane: Plane, former: Fan | None = None) -> Fan:
     converge(plane)
     [container] = [c["id"] for c in plane.watch.containers() if c["environment_id"] == idle]
     seen = plane.workflows.see([idle, *members.values()])
-    totals = [seen_one.view.phases.get("total", 0) for seen_one in seen.values() if seen_one.view]
-    return Fan(idle, members, container, start_seconds=max(totals) / 1000)
+    totals = [one.view.phases["total"] for one in seen.values() if one.view and "total" in one.view.phases]
+    return Fan(idle, members, container, start_seconds=statistics.median(totals) / 1000)
 
 
 def strike(plane: Plane, fan: Fan, kill: Callable[[], None]) -> dict[str, str]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from playwright.sync_api import Browser, ConsoleMessage, Page, TimeoutError, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Error, Page, sync_playwright
 
 from scripts import chromium, pixels
 
@@ -21,6 +21,9 @@ ARGUMENTS = [
 _CONNECTED = ":root.noVNC_connected"
 _DISCONNECTED = ":root:not(.noVNC_connected)"
 _PICTURE = "document.querySelector('#noVNC_container canvas').toDataURL('image/png')"
+CONNECT_SECONDS = 10
+_NETWORK_CHANGED = "ERR_NETWORK_CHANGED"
+_ATTEMPTS = 5
 _CANVAS = "#noVNC_container canvas"
 
 
@@ -39,26 +42,38 @@ def running_browser() -> Iterator[Browser]:
 
 @dataclass
 class Viewer:
-    """One tab with noVNC's page. `complaints`: what the browser's console reports as errors."""
+    """One tab with noVNC's page.
+
+    Attributes:
+        complaints: what the browser's console reports as errors.
+        network_changed: Chromium dropped requests, because an interface came or went, as with any container here.
+    """
 
     page: Page
     complaints: list[str] = field(default_factory=list)
+    network_changed: bool = False
 
     @classmethod
     def open(cls, browser: Browser, url: str) -> "Viewer":
-        """Open the page and wait until it shows a desktop."""
+        """Open the page and wait until it shows a desktop; again where a network's coming and going prevents it."""
         # Larger than the desktop: noVNC shows the whole of it, unscaled.
         page = browser.new_context(viewport={"width": 1400, "height": 860}).new_page()
         viewer = cls(page)
         page.on("console", viewer._hear)
         page.on("pageerror", lambda error: viewer.complaints.append(str(error)))
-        page.goto(url)
-        try:
-            page.wait_for_selector(_CONNECTED, state="attached", timeout=15_000)
-        except TimeoutError:
-            said = page.locator("#noVNC_status").text_content()
-            raise AssertionError(f"noVNC does not connect: {said!r}, {viewer.complaints}") from None
-        return viewer
+        for _ in range(_ATTEMPTS):
+            try:
+                page.goto(url)
+                page.wait_for_selector(_CONNECTED, state="attached", timeout=CONNECT_SECONDS * 1000)
+            except Error as error:
+                viewer.network_changed |= _NETWORK_CHANGED in error.message
+            else:
+                return viewer
+            if not viewer.network_changed:
+                break
+            viewer.network_changed = False
+        said = page.locator("#noVNC_status").text_content(timeout=1000)
+        raise AssertionError(f"noVNC does not connect: {said!r}, {viewer.complaints}")
 
     def picture(self) -> pixels.Picture:
         """What the page shows."""
@@ -96,5 +111,7 @@ class Viewer:
 
     def _hear(self, message: ConsoleMessage) -> None:
         # noVNC looks for its version in a file that is none of its pages (protocol section 12.24).
-        if message.type == "error" and "404" not in message.text:
+        if _NETWORK_CHANGED in message.text:
+            self.network_changed = True
+        elif message.type == "error" and "404" not in message.text:
             self.complaints.append(message.text)

@@ -14,7 +14,6 @@ from tests.workflows.conftest import MakePlane
 from tests.workflows.plane import Plane, host_worker_of
 from workflows.host import DesktopHost
 
-
 pytestmark = pytest.mark.usefixtures("impatient")
 
 

@@ -36,7 +36,7 @@ from tests.workflows.plane import Plane, host_worker_of
 from workflows.host import DesktopHost
 
 EXAMPLES = int(os.environ.get("DESKTOP_MODEL_EXAMPLES", "8"))
-STEPS = 16
+STEPS = 30
 ENVIRONMENTS = 3
 PATIENCE = 45
 
@@ -65,7 +65,7 @@ class World:
 
     def do(self, work: Coroutine[Any, Any, T]) -> T:
         """Run it in the event loop, from hypothesis' thread."""
-        self.done[work.__name__] += 1
+        self.done[getattr(work, "__name__", "?")] += 1
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(PATIENCE * 3)
 
     async def host_up(self) -> None:
@@ -141,6 +141,7 @@ class Environments(RuleBasedStateMachine):
         runtime = self.world.runtime
         with runtime.lock:
             container = runtime.containers.get(self.at(index))
+            self.world.done[how if container else "nothing to meddle with"] += 1
             if container is not None and container.running and not container.paused:
                 getattr(runtime, how)(self.at(index))
 
