@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from activities.failures import failure
 from activities.hostfiles import EnvironmentFiles
+from models.errors import ErrorCode
 from models.identifiers import LABEL_ENVIRONMENT, LABEL_GENERATION, LABEL_HOST, LABEL_INSTALLATION
-from models.messages import EnvironmentSpec, SecurityProfile
+from models.messages import EnvironmentSpec, Limits, SecurityProfile
 
 RFB_PORT = 5900
 NOVNC_PORT = 6080
@@ -30,6 +32,9 @@ SCRATCH = {
 }
 """What stays writable, in memory, where the root file system does not; it counts towards the memory limit."""
 
+NETWORK_OPTIONS = {"com.docker.network.bridge.enable_icc": "false"}
+"""Of the sandboxes' network: no traffic between its containers."""
+
 LOG_LIMITS = {"max-size": "10m", "max-file": "2"}
 """Rotation of Docker's json-file log."""
 
@@ -48,6 +53,7 @@ class HostConfig:
         installation: whose environments these are, such as the id of the Temporal namespace; empty where
         unknown. docker_host: the engine's address; None for Docker's own variables and default.
         pairing_seconds: the longest a container may take until it is proven ready.
+        max_limits: the most one environment may have; None for no maxima.
     """
 
     host_id: str
@@ -60,6 +66,7 @@ class HostConfig:
     installation: str = ""
     docker_host: str | None = None
     pairing_seconds: float = 60
+    max_limits: Limits | None = None
 
 
 @dataclass(frozen=True)
@@ -124,7 +131,11 @@ def plan(
 
     Args:
         user: what `container_user` said. ids: the numbers behind it.
+
+    Raises:
+        ApplicationError: `start_failed`, the limits are above this host's maxima.
     """
+    _refuse_above(config.max_limits, spec, generation)
     notes: list[str] = []
     host = _common(config, spec, files)
     if spec.security_profile is SecurityProfile.HARDENED:
@@ -150,12 +161,44 @@ def plan(
     return Plan(arguments, host, notes)
 
 
+def refuse_open_network(found: list[dict[str, Any]]) -> None:
+    """Refuse a network made by somebody else, on which sandboxes would reach each other.
+
+    Args:
+        found: the networks of the configured name, as Docker lists them.
+
+    Raises:
+        ApplicationError: `start_failed`.
+    """
+    for network in found:
+        options = network.get("Options") or {}
+        if network.get("Driver") != "bridge" or NETWORK_OPTIONS.items() - options.items():
+            message = (
+                f"Docker network {network['Name']} lets containers reach each other: remove it, so that it is "
+                "made anew without, or set DESKTOP_NETWORK to another name"
+            )
+            raise failure(ErrorCode.START_FAILED, message, phase="start_container", non_retryable=True)
+
+
 def selinux_enforcing() -> bool:
     """Whether this host enforces SELinux, so that mounts need a label of their own."""
     try:
         return _SELINUX_ENFORCE.read_text().strip() == "1"
     except OSError:
         return False
+
+
+def _refuse_above(most: Limits | None, spec: EnvironmentSpec, generation: int) -> None:
+    """The API has refused it already, unless the maxima were lowered since or somebody went round the API."""
+    beyond = None if most is None else spec.limits.above(most)
+    if beyond is not None:
+        raise failure(
+            ErrorCode.START_FAILED,
+            f"limits: {beyond} of this host; change the environment's limits",
+            phase="start_container",
+            generation=generation,
+            non_retryable=True,
+        )
 
 
 def _common(config: HostConfig, spec: EnvironmentSpec, files: EnvironmentFiles) -> dict[str, Any]:

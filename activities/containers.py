@@ -10,6 +10,7 @@ from docker.errors import APIError, NotFound
 from docker.types import LogConfig
 
 from activities.container_spec import (
+    NETWORK_OPTIONS,
     NOVNC_PORT,
     RFB_PORT,
     HostConfig,
@@ -17,6 +18,7 @@ from activities.container_spec import (
     container_user,
     labels,
     plan,
+    refuse_open_network,
 )
 from activities.credentials import read_record
 from activities.engine import DOCKER_ERRORS, Engine, Inspection, docker_failure, readable
@@ -40,8 +42,6 @@ from models.messages import (
 
 GONE_SECONDS = 30
 """How long a container that Docker is removing may take to be gone."""
-
-NETWORK_OPTIONS = {"com.docker.network.bridge.enable_icc": "false"}
 
 _PHASE = "start_container"
 
@@ -223,7 +223,9 @@ class Containers:
             if self._network_known:
                 return
             name = self._config.network
-            if not any(found["Name"] == name for found in self._engine.look.networks(names=[name])):
+            there = [found for found in self._engine.look.networks(names=[name]) if found["Name"] == name]
+            refuse_open_network(there)
+            if not there:
                 try:
                     self._engine.work.create_network(
                         name,

@@ -146,6 +146,7 @@ class HostMonitor:
             takeover_origin=self._config.takeover_origin,
             last_error=error,
             last_seen_at=datetime.now(UTC),
+            max_limits=self._config.max_limits,
         )
 
     async def _send_health(self, record: HostRecord) -> bool:

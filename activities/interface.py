@@ -65,7 +65,7 @@ class HostActivities(ABC):
 
 
 class ControlActivities(ABC):
-    """What touches the inventory; short, run as local activities on the control worker (design section 3)."""
+    """What touches the inventory; short, run on the control worker (design section 3)."""
 
     @activity.defn
     @abstractmethod

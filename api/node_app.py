@@ -57,7 +57,8 @@ def create_node_app(services: NodeServices) -> FastAPI:
     async def self_view(
         request: Request, wait: Annotated[float, Query(ge=0, le=LONGEST_WAIT_SECONDS)] = 0
     ) -> dict[str, Any]:
-        view = await gateway.view_self(_bearer(request), wait)
+        address = request.client.host if request.client else ""
+        view = await gateway.view_self(_bearer(request), wait, address)
         pairing = view.pairing
         return {
             "status": "ok",

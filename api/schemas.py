@@ -12,13 +12,22 @@ from inventory.environments import EnvironmentSummary
 from inventory.timeline import Item
 from models.errors import ErrorCode
 from models.lifecycle import Recovery, Status
-from models.messages import EnvironmentView, LastError, Limits, SecurityProfile, TimelineEntry
+from models.messages import (
+    LEAST_LIMITS,
+    EnvironmentView,
+    LastError,
+    Limits,
+    SecurityProfile,
+    TimelineEntry,
+)
 from models.tables import AdminTokenRow, AuditRow, DefaultsRow, HostRow
 
 LABEL_CHARS = 120
 IMAGE_REF_CHARS = 255
 REASON_CHARS = 500
-PLACE = r"^(-1|\d{1,10})(\.\d{1,19})?$"
+MOST_LIMITS = Limits(cpus=1024, memory_mb=16 * 1024**2, pids=4 * 1024**2, shm_mb=16 * 1024**2)
+"""Above this a number is a mistake on any host; each host's own maxima are lower."""
+PLACE = r"^(-1|[0-9]{1,10})(\.[0-9]{1,19})?$"
 """A place in a timeline as `inventory.timeline` writes it."""
 
 _DOMAIN_PART = r"(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9])"
@@ -71,6 +80,33 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+def _optional(schema: dict[str, Any]) -> None:
+    schema.pop("default", None)
+
+
+class LimitsChange(Body):
+    """Resource limits; absent ones stay as they are, and begin with the host's defaults."""
+
+    cpus: Annotated[
+        float, Field(strict=True, ge=LEAST_LIMITS.cpus, le=MOST_LIMITS.cpus, allow_inf_nan=False)
+    ] = Field(default=Limits().cpus, json_schema_extra=_optional, description="CPU cores.")
+    memory_mb: Annotated[int, Field(strict=True, ge=LEAST_LIMITS.memory_mb, le=MOST_LIMITS.memory_mb)] = (
+        Field(default=Limits().memory_mb, json_schema_extra=_optional, description="Memory, MiB.")
+    )
+    pids: Annotated[int, Field(strict=True, ge=LEAST_LIMITS.pids, le=MOST_LIMITS.pids)] = Field(
+        default=Limits().pids, json_schema_extra=_optional, description="Processes and threads."
+    )
+    shm_mb: Annotated[int, Field(strict=True, ge=LEAST_LIMITS.shm_mb, le=MOST_LIMITS.shm_mb)] = Field(
+        default=Limits().shm_mb,
+        json_schema_extra=_optional,
+        description="Shared memory, MiB; counts towards memory.",
+    )
+
+    def over(self, base: Limits) -> Limits:
+        """`base` with what was given."""
+        return base.model_copy(update=self.model_dump(include=self.model_fields_set))
+
+
 class EnvironmentCreate(Body):
     """A new environment."""
 
@@ -85,10 +121,11 @@ class EnvironmentCreate(Body):
     security_profile: SecurityProfile = Field(
         default=SecurityProfile.HARDENED, description="`compatible` for images that need more, such as root."
     )
-
-
-def _optional(schema: dict[str, Any]) -> None:
-    schema.pop("default", None)
+    limits: LimitsChange = Field(
+        default_factory=LimitsChange,
+        json_schema_extra=_optional,
+        description="At most the host's `max_limits`.",
+    )
 
 
 class EnvironmentPatch(Body):
@@ -97,6 +134,16 @@ class EnvironmentPatch(Body):
     label: Label | None = Field(default=None, description="null clears it.")
     image_ref: ImageRef = Field(
         default="", json_schema_extra=_optional, description="A running desktop is made anew from it."
+    )
+    security_profile: SecurityProfile = Field(
+        default=SecurityProfile.HARDENED,
+        json_schema_extra=_optional,
+        description="A running desktop is made anew under it.",
+    )
+    limits: LimitsChange = Field(
+        default_factory=LimitsChange,
+        json_schema_extra=_optional,
+        description="At most the host's `max_limits`; a running desktop is made anew with them.",
     )
     desired_running: StrictBool = Field(
         default=False, json_schema_extra=_optional, description="As `start` and `stop`."
@@ -216,6 +263,9 @@ class Host(BaseModel):
     takeover_origin: str
     last_error: str | None
     last_seen_at: Timestamp | None = Field(description="Its last heartbeat.")
+    max_limits: Limits | None = Field(
+        description="The most one environment may have; null where the host has not said."
+    )
 
     @classmethod
     def from_row(cls, row: HostRow, last_seen_at: datetime | None) -> "Host":

@@ -8,14 +8,21 @@ import contextlib
 import logging
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Literal
 from uuid import uuid4
 
 from sqlmodel import Session
 
 from api import audit, database
 from api.dependencies import Operator, Services
-from api.schemas import CommandBody, EnvironmentCreate, EnvironmentDetail, EnvironmentPatch, ResetBody
+from api.schemas import (
+    CommandBody,
+    EnvironmentCreate,
+    EnvironmentDetail,
+    EnvironmentPatch,
+    LimitsChange,
+    ResetBody,
+)
 from inventory import audit as audited
 from inventory import defaults, environments, events, hosts
 from inventory import timeline as timelines
@@ -30,6 +37,7 @@ from models.messages import (
     EnvironmentSpec,
     EnvironmentView,
     LastError,
+    Limits,
     SpecChange,
     TimelineEntry,
 )
@@ -57,7 +65,8 @@ async def create(services: Services, operator: Operator, body: EnvironmentCreate
     In this order a crash in between leaves a workflow that records itself, never a record nobody acts on.
 
     Raises:
-        InvalidRequest: the host is unknown, or has to be named. Conflict: the host cannot take it now.
+        InvalidRequest: the host is unknown, or has to be named, or a limit is above its maximum.
+        Conflict: the host cannot take it now.
     """
 
     def plan(session: Session) -> tuple[HostRow, str]:
@@ -76,6 +85,7 @@ async def create(services: Services, operator: Operator, body: EnvironmentCreate
         label=body.label,
         image_ref=body.image_ref or default_image,
         security_profile=body.security_profile,
+        limits=_limits(body.limits, _default_limits(host), host),
     )
     await audit.begin(
         environment_id=spec.environment_id,
@@ -84,6 +94,7 @@ async def create(services: Services, operator: Operator, body: EnvironmentCreate
             "host_id": spec.host_id,
             "image_ref": spec.image_ref,
             "security_profile": spec.security_profile,
+            "limits": spec.limits.model_dump(mode="json"),
             "desired_running": body.desired_running,
         },
     )
@@ -152,12 +163,11 @@ async def command(
         request_id=str(uuid4()),
         rotate_identity=isinstance(body, ResetBody) and body.rotate_identity,
     )
-    await audit.begin(
-        detail={
-            "reason": body.reason,
-            "request_id": signal.request_id,
-            "rotate_identity": signal.rotate_identity or None,
-        }
+    await _begin(
+        row,
+        reason=body.reason,
+        request_id=signal.request_id,
+        rotate_identity=signal.rotate_identity or None,
     )
     try:
         await services.workflows.signal(environment_id, name.value, signal)
@@ -176,24 +186,29 @@ async def patch(
 
     Raises:
         NotFound: no such environment, or no longer. Conflict: it is being deleted.
+        InvalidRequest: a limit is above the host's maximum.
     """
     given = body.model_fields_set
     row = await _commandable(services, environment_id, None)
     expected = environments.view(row) if row else None
-    await audit.begin(detail=body.model_dump(mode="json", include=given))
-    if given & {"label", "image_ref"}:
+    limits = await _changed_limits(services, environment_id, body.limits) if "limits" in given else None
+    await _begin(row, **body.model_dump(mode="json", exclude_unset=True))
+    if given - {"desired_running"}:
         change = SpecChange(
             label=body.label,
             clear_label="label" in given and body.label is None,
             image_ref=body.image_ref if "image_ref" in given else None,
+            limits=limits,
+            security_profile=body.security_profile if "security_profile" in given else None,
             actor=operator.name,
             request_id=str(uuid4()),
         )
         await services.workflows.signal(environment_id, "change_spec", change)
         if expected is not None:
-            expected.spec = expected.spec.model_copy(
-                update=body.model_dump(include=given & {"label", "image_ref"})
-            )
+            update = body.model_dump(include=given & {"label", "image_ref", "security_profile"})
+            if limits is not None:
+                update["limits"] = limits
+            expected.spec = expected.spec.model_copy(update=update)
     if "desired_running" in given:
         name = Command.START if body.desired_running else Command.STOP
         signal = CommandSignal(actor=operator.name, request_id=str(uuid4()), reason="desired_running changed")
@@ -281,6 +296,14 @@ async def _commandable(
     if row is not None and row.status == Status.DELETING and name is not Command.DELETE:
         raise Conflict("the environment is being deleted")
     return row
+
+
+async def _begin(row: EnvironmentRow | None, **detail: object) -> None:
+    """Record a command before it is sent; whether there is anything to send it to is not known without a row."""
+    if row is None:
+        audit.note(detail=detail)
+    else:
+        await audit.begin(detail=detail)
 
 
 async def _replace_workflow(
@@ -372,6 +395,40 @@ def _chosen_host(known: list[HostRow], host_id: str | None) -> HostRow:
             return host
     shown = f" {host_id!r}" if is_host_id(host_id) else ""
     raise InvalidRequest(f"host_id: there is no runtime host{shown}")
+
+
+async def _changed_limits(services: Services, environment_id: str, change: LimitsChange) -> Limits:
+    """The environment's limits with what was given; raises as `_limits`."""
+    _, view = await detail(services, environment_id)
+    host = await database.read(services.engine, lambda session: hosts.get(session, view.spec.host_id))
+    return _limits(change, view.spec.limits, host)
+
+
+def _default_limits(host: HostRow) -> Limits:
+    """The defaults, lower where the host has less."""
+    return Limits() if host.max_limits is None else Limits().lowered_to(_most(host.max_limits))
+
+
+def _limits(change: LimitsChange, base: Limits, host: HostRow | None) -> Limits:
+    """`base` with what was given, within the host's maxima.
+
+    Raises:
+        InvalidRequest: above a maximum, or more shared memory than memory.
+    """
+    limits = change.over(base)
+    if host is not None and host.max_limits is not None:
+        beyond = limits.above(_most(host.max_limits))
+        if beyond is not None:
+            raise InvalidRequest(f"limits: {beyond} of host {host.host_id}")
+    if limits.shm_mb > limits.memory_mb:
+        raise InvalidRequest(
+            f"limits: shm_mb {limits.shm_mb} is above memory_mb {limits.memory_mb}, towards which it counts"
+        )
+    return limits
+
+
+def _most(recorded: dict[str, Any]) -> Limits:
+    return Limits.model_validate(recorded)
 
 
 def _from_row(row: EnvironmentRow) -> EnvironmentDetail:

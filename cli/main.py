@@ -107,6 +107,7 @@ def version_(as_json: JsonOption = False) -> None:
 app.command()(lifecycle.create)
 app.command("list")(reading.list_)
 app.command()(reading.show)
+app.command()(lifecycle.update)
 app.command()(lifecycle.start)
 app.command()(lifecycle.stop)
 app.command()(lifecycle.reset)

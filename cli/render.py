@@ -114,6 +114,8 @@ def environment(item: Json) -> Table:
         ("generation", clean(item.get("generation", "-"))),
         ("host", clean(item.get("host_id"))),
         ("image", clean(item.get("image_ref"))),
+        ("profile", clean(item.get("security_profile", "-"))),
+        ("limits", limits(item.get("limits"))),
         ("node", clean(item.get("node_id") or "-")),
         ("takeover", "available" if item.get("takeover_available") else "not available"),
         ("created", ago(item.get("created_at"))),
@@ -138,6 +140,14 @@ def environment(item: Json) -> Table:
     for name, value in rows:
         table.add_row(name, value)
     return table
+
+
+def limits(item: Any) -> str:
+    """Resource limits in words."""
+    if not isinstance(item, dict):
+        return "-"
+    cpus, memory, pids, shm = (clean(item.get(name)) for name in ("cpus", "memory_mb", "pids", "shm_mb"))
+    return f"{cpus} CPUs, {memory} MiB memory, {pids} processes, {shm} MiB shared memory"
 
 
 def timeline(entries: list[Json]) -> Table:

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from cli.exits import CliError, ExitCode
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
-_SPAN = re.compile(r"(\d{1,9})([smhdw])")
+_SPAN = re.compile(r"([0-9]{1,9})([smhdw])")
 
 
 def seconds(text: str, option: str) -> int:

@@ -42,6 +42,7 @@ def record(session: Session, record: HostRecord, now: datetime) -> bool:
         "takeover_origin": storable(record.takeover_origin),
         "last_error": None if record.last_error is None else storable(record.last_error),
         "last_seen_at": record.last_seen_at,
+        "max_limits": None if record.max_limits is None else record.max_limits.model_dump(mode="json"),
         "revision": record.revision,
         "updated_at": now,
     }

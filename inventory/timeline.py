@@ -14,7 +14,7 @@ from inventory import audit, events
 from models.messages import TimelineEntry
 from models.tables import AuditRow, EnvironmentEventRow, EnvironmentRow
 
-_PLACE = re.compile(r"(-1|\d{1,10})(?:\.(\d{1,19}))?")
+_PLACE = re.compile(r"(-1|[0-9]{1,10})(?:\.([0-9]{1,19}))?")
 
 
 class Place(NamedTuple):

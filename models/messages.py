@@ -45,6 +45,24 @@ class Limits(Message):
     pids: int = 512
     shm_mb: int = 256
 
+    def lowered_to(self, most: "Limits") -> "Limits":
+        """Each limit, or the one of `most` where that is lower."""
+        return Limits.model_validate(
+            {name: min(value, getattr(most, name)) for name, value in self.model_dump().items()}
+        )
+
+    def above(self, most: "Limits") -> str | None:
+        """The first limit above that of `most`, such as `cpus 8 is above the maximum 4`; None where none is."""
+        for name, value in self.model_dump().items():
+            maximum = getattr(most, name)
+            if value > maximum:
+                return f"{name} {value:g} is above the maximum {maximum:g}"
+        return None
+
+
+LEAST_LIMITS = Limits(cpus=0.1, memory_mb=256, pids=64, shm_mb=1)
+"""What a desktop cannot do with less of."""
+
 
 class EnvironmentSpec(Message):
     """What an operator asked for."""
@@ -341,7 +359,11 @@ class Recorded(Message):
 
 
 class HostRecord(Message):
-    """What is recorded of a runtime host; also the host's own report (signal `docker_health`) and query `status`."""
+    """What is recorded of a runtime host; also the host's own report (signal `docker_health`) and query `status`.
+
+    Attributes:
+        max_limits: the most one environment on it may have; None where the host has not said.
+    """
 
     host_id: str
     label: str = ""
@@ -352,6 +374,7 @@ class HostRecord(Message):
     last_error: str | None = None
     last_seen_at: datetime | None = None
     revision: int = 0
+    max_limits: Limits | None = None
 
 
 class RegisterNodeToken(Message):

@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from models.identifiers import is_host_id
+from models.messages import LEAST_LIMITS, Limits
 
 S = TypeVar("S", bound="Settings")
 
@@ -24,6 +25,12 @@ def default_state_dir() -> Path:
     """Where state is kept unless told otherwise: the XDG state directory."""
     base = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
     return Path(base) / "desktop-environments"
+
+
+def _memory_mb(share: float) -> int:
+    """A share of this machine's memory, MiB; of a container's machine too, whose limit is its own affair."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1024**2
+    return max(int(total * share), LEAST_LIMITS.memory_mb)
 
 
 class Settings(BaseSettings):
@@ -111,6 +118,8 @@ class HostSettings(Settings):
         network: Docker network of the sandboxes, made when absent.
         max_activities: host activities at once; each is a thread that mostly waits. With every one taken the host
             looks unreachable to the next environment.
+        max_cpus, max_memory_mb, max_pids, max_shm_mb: the most one environment may have: cores, MiB, processes and
+            threads, MiB. By default this machine's cores, 75 % and 25 % of its memory.
     """
 
     host_id: str = ""
@@ -120,6 +129,19 @@ class HostSettings(Settings):
     takeover_origin: str = "http://127.0.0.1"
     network: str = "desktop-environments"
     max_activities: int = Field(default=256, ge=4, le=1000)
+    max_cpus: float = Field(
+        default_factory=lambda: float(os.cpu_count() or 1), ge=LEAST_LIMITS.cpus, allow_inf_nan=False
+    )
+    max_memory_mb: int = Field(default_factory=lambda: _memory_mb(0.75), ge=LEAST_LIMITS.memory_mb)
+    max_pids: int = Field(default=4096, ge=LEAST_LIMITS.pids)
+    max_shm_mb: int = Field(default_factory=lambda: _memory_mb(0.25), ge=LEAST_LIMITS.shm_mb)
+
+    @property
+    def max_limits(self) -> Limits:
+        """The most one environment may have."""
+        return Limits(
+            cpus=self.max_cpus, memory_mb=self.max_memory_mb, pids=self.max_pids, shm_mb=self.max_shm_mb
+        )
 
     @field_validator("host_id")
     @classmethod

@@ -59,6 +59,7 @@ class HostRow(SQLModel, table=True):
     takeover_origin: str = "http://127.0.0.1"
     last_error: str | None = None
     last_seen_at: datetime | None = Field(default=None, sa_type=UTCDateTime)
+    max_limits: dict[str, Any] | None = Field(default=None, sa_type=JSON)
     revision: int = Field(default=0, sa_type=BigInteger)
     created_at: datetime = Field(sa_type=UTCDateTime)
     updated_at: datetime = Field(sa_type=UTCDateTime)

@@ -14,12 +14,11 @@ from workers.lifecycle import configure_logging, connect, main, run_until_stoppe
 from workflows.environment import DesktopEnvironment
 from workflows.host import DesktopHost
 
-LOCAL_ACTIVITIES = 32
+INVENTORY_ACTIVITIES = 32
 """Short SQL writes at once; PostgreSQL's default of 100 connections is shared with the api."""
 
 WORKFLOW_TASKS = 16
-"""Four a core on a small machine: mass replay after a restart must not trip the deadlock detector. Without a cache only
-one: the SDK evicts a run to make room for another task and drops the local activities it has in flight."""
+"""Four a core on a small machine: mass replay after a restart must not trip the deadlock detector."""
 
 STICKY = timedelta(seconds=3)
 """How long a task waits for the worker that has its workflow in memory: the SDK's 10 s are what every environment would
@@ -44,11 +43,10 @@ def build(client: Client, settings: ControlSettings) -> Worker:
             activities.revoke_credentials,
             activities.notify_environments,
         ],
-        activity_executor=ThreadPoolExecutor(LOCAL_ACTIVITIES, thread_name_prefix="inventory"),
+        activity_executor=ThreadPoolExecutor(INVENTORY_ACTIVITIES, thread_name_prefix="inventory"),
         max_cached_workflows=settings.max_cached_workflows,
-        max_concurrent_workflow_tasks=WORKFLOW_TASKS if settings.max_cached_workflows else 1,
-        max_concurrent_local_activities=LOCAL_ACTIVITIES,
-        max_concurrent_activities=LOCAL_ACTIVITIES,
+        max_concurrent_workflow_tasks=WORKFLOW_TASKS,
+        max_concurrent_activities=INVENTORY_ACTIVITIES,
         sticky_queue_schedule_to_start_timeout=STICKY,
         graceful_shutdown_timeout=DRAIN,
     )

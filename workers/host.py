@@ -65,6 +65,7 @@ def configuration(settings: HostSettings, installation: str) -> HostConfig:
         takeover_origin=settings.takeover_origin,
         network=settings.network,
         installation=installation,
+        max_limits=settings.max_limits,
     )
 
 
@@ -99,7 +100,10 @@ async def register(client: Client, config: HostConfig) -> None:
         DesktopHost.run,
         HostInput(
             record=HostRecord(
-                host_id=config.host_id, label=config.host_label, takeover_origin=config.takeover_origin
+                host_id=config.host_id,
+                label=config.host_label,
+                takeover_origin=config.takeover_origin,
+                max_limits=config.max_limits,
             )
         ),
         id=host_workflow_id(config.host_id),

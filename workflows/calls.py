@@ -4,8 +4,8 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from temporalio import workflow
-from temporalio.exceptions import ActivityError, ApplicationError, FailureError, TimeoutError
-from temporalio.workflow import ActivityConfig, LocalActivityConfig
+from temporalio.exceptions import ActivityError, ApplicationError, TimeoutError
+from temporalio.workflow import ActivityConfig
 
 with workflow.unsafe.imports_passed_through():
     from activities.interface import ControlActivities, HostActivities
@@ -48,53 +48,30 @@ async def in_inventory(
     method: Callable[[ControlActivities, Request], Result],
     request: Request,
     *,
-    policy: LocalActivityConfig,
+    policy: ActivityConfig,
     summary: str,
 ) -> Result:
-    """Run a control activity as a local activity: a short SQL write inside the workflow task (design section 3).
+    """Run a control activity on the control worker's own task queue, where it is dispatched with the task's answer.
 
-    With the database away this waits, by durable timers, for as long as it takes.
+    Not a local activity, as design section 3 has it: a query that comes with a workflow task makes the SDK write a
+    local activity's marker before the workflow has seen its result, and a history with a signal in between does not
+    replay (`docs/architecture.md`). With the database away this waits, by durable timers, for as long as it takes.
 
     Raises:
         temporalio.exceptions.ActivityError: it failed for another reason, which is a bug, or was cancelled.
     """
-    config: LocalActivityConfig = {**policy, "summary": summary[:SUMMARY_LIMIT]}
+    config: ActivityConfig = {**policy, "summary": summary[:SUMMARY_LIMIT]}
     attempts = 0
     while True:
         try:
-            return await _locally(method, request, config)
+            result: Result = await workflow.execute_activity_method(method, args=[request], **config)
+            return result
         except ActivityError as error:
             if not is_away(error):
                 raise
         attempts += 1
         wait = policies.doubling(attempts, policies.INVENTORY_WAIT_MAX)
         await workflow.sleep(wait, summary="until the inventory answers")
-
-
-async def _locally(
-    method: Callable[[ControlActivities, Request], Result], request: Request, config: LocalActivityConfig
-) -> Result:
-    """Run a local activity once, by this configuration.
-
-    Raises:
-        temporalio.exceptions.ActivityError: it failed, timed out or was cancelled.
-    """
-    try:
-        result: Result = await workflow.execute_local_activity_method(method, args=[request], **config)
-        return result
-    except ActivityError:
-        raise
-    except FailureError as error:
-        # Of a local activity the SDK raises the bare cause; one that nobody catches would fail the workflow.
-        raise ActivityError(
-            "local activity failed",
-            scheduled_event_id=0,
-            started_event_id=0,
-            identity="",
-            activity_type=method.__name__,
-            activity_id="",
-            retry_state=None,
-        ) from error
 
 
 def is_away(error: ActivityError) -> bool:

@@ -48,7 +48,7 @@ class DesktopEnvironment:
         if start.state is not None:
             self._state, self._unreadable = read_state(start.spec, start.state)
         else:
-            # Not `workflow.now()`, which a replay may see a moment later where local activities prolonged the task.
+            # Not `workflow.now()`: a replay may see it a moment later.
             now = workflow.info().start_time
             self._state = EnvironmentState(
                 spec=start.spec,

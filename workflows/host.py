@@ -12,7 +12,7 @@ from functools import partial
 from temporalio import workflow
 from temporalio.common import RawValue
 from temporalio.exceptions import ActivityError, FailureError, is_cancelled_exception
-from temporalio.workflow import ActivityConfig, LocalActivityConfig
+from temporalio.workflow import ActivityConfig
 
 with workflow.unsafe.imports_passed_through():
     from activities.interface import ControlActivities, HostActivities
@@ -160,12 +160,12 @@ class DesktopHost:
                 event="lost" if event == "lost" else "restored", code=code, message=message, at=workflow.now()
             ),
         )
-        config: LocalActivityConfig = {**policies.NOTIFY, "summary": f"tell the environments: host {event}"}
+        config: ActivityConfig = {**policies.NOTIFY, "summary": f"tell the environments: host {event}"}
         attempts = 0
         self._told_available = event == "restored"
         while True:
             try:
-                await workflow.execute_local_activity_method(
+                await workflow.execute_activity_method(
                     ControlActivities.notify_environments, request, **config
                 )
                 return

@@ -3,7 +3,7 @@
 from datetime import timedelta
 
 from temporalio.common import RetryPolicy
-from temporalio.workflow import ActivityCancellationType, ActivityConfig, LocalActivityConfig
+from temporalio.workflow import ActivityCancellationType, ActivityConfig
 
 from models.errors import ErrorCode
 
@@ -110,7 +110,7 @@ MONITOR_RETRY = timedelta(seconds=2)
 HOST_RETURN_GRACE = timedelta(seconds=6)
 """A worker that is back within this was restarted, not lost; with the heartbeat, 12 s of the 20 s budget."""
 
-INVENTORY = LocalActivityConfig(
+INVENTORY = ActivityConfig(
     start_to_close_timeout=timedelta(seconds=10),
     schedule_to_close_timeout=timedelta(seconds=20),
     retry_policy=RetryPolicy(
@@ -118,7 +118,6 @@ INVENTORY = LocalActivityConfig(
         maximum_interval=timedelta(seconds=1),
         maximum_attempts=5,
     ),
-    local_retry_threshold=timedelta(seconds=2),
     cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
 )
 """Short SQL writes. A cancelled one is waited for: a token registered after its own revocation would live. What still
@@ -130,14 +129,13 @@ INVENTORY_WAIT_MAX = timedelta(seconds=15)
 PROJECTION_WAIT_MAX = timedelta(minutes=5)
 """How often a record that the inventory refuses for a reason of its own, which is a bug, is offered again at least."""
 
-NOTIFY = LocalActivityConfig(
+NOTIFY = ActivityConfig(
     start_to_close_timeout=timedelta(seconds=30),
     retry_policy=RetryPolicy(
         initial_interval=timedelta(milliseconds=200),
         maximum_interval=timedelta(seconds=5),
         maximum_attempts=8,
     ),
-    local_retry_threshold=timedelta(seconds=2),
 )
 """One signal to each environment of a host: some hundreds take seconds. One environment that cannot be signalled must
 not keep the host's workflow from its work for ever."""

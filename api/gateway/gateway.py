@@ -244,11 +244,12 @@ class Gateway:
 
     # --- the node's own view ---
 
-    async def view_self(self, token: str, wait: float) -> SelfView:
+    async def view_self(self, token: str, wait: float, address: str = "") -> SelfView:
         """What a managed node token may know: its own node and pairing (design decision 13).
 
         Args:
             wait: seconds to wait at most until the node is connected by this token and approved.
+            address: where it is asked from, for the audit of a refusal.
 
         Raises:
             Unauthorized: not a live managed node token, or no longer.
@@ -256,6 +257,7 @@ class Gateway:
         """
         claims = await self._credentials.resolve_node(token)
         if claims is None or claims.token_id is None or claims.device_id is None:
+            self._alarms.refused(token, None, address, Unauthorized.code)
             raise Unauthorized("send 'Authorization: Bearer <node token>' with a live node token")
         deadline = asyncio.get_running_loop().time() + wait
         while True:

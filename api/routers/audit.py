@@ -33,7 +33,7 @@ async def list_audit(
     oldest_first: Annotated[bool, Query(description="For those who follow.")] = False,
     limit: Annotated[int, Query(ge=1, le=1000, description="Length of the page.")] = 100,
     cursor: Annotated[
-        str | None, Query(pattern=r"^\d{1,18}$", description="`next_cursor` of the page before.")
+        str | None, Query(pattern=r"^[0-9]{1,18}$", description="`next_cursor` of the page before.")
     ] = None,
 ) -> AuditAnswer:
     """Newest first; kept after deletion."""

@@ -3,13 +3,15 @@
 from datetime import UTC, datetime
 
 from fastapi import APIRouter
+from sqlmodel import Session
 
-from api import database
+from api import audit, database
 from api.dependencies import Admin, ServicesDep
 from api.errors import responses
 from api.schemas import DefaultsAnswer, DefaultsPut
 from inventory import defaults
 from models.errors import InvalidRequest, Unauthorized, Unavailable
+from models.tables import DefaultsRow
 
 router = APIRouter(prefix="/config/desktop-environments/defaults", tags=["configuration"])
 
@@ -33,14 +35,17 @@ async def get_defaults(services: ServicesDep, _operator: Admin) -> DefaultsAnswe
 @router.put("", summary="Set the defaults", responses=responses(InvalidRequest, Unauthorized, Unavailable))
 async def put_defaults(body: DefaultsPut, services: ServicesDep, operator: Admin) -> DefaultsAnswer:
     """Make a new revision; existing environments keep their image."""
-    row = await database.write(
-        services.engine,
-        lambda session: defaults.put(
+
+    def work(session: Session) -> DefaultsRow:
+        row = defaults.put(
             session,
             body.default_image_ref,
             created_by=operator.name,
             now=datetime.now(UTC),
             reason=body.reason,
-        ),
-    )
-    return DefaultsAnswer.from_row(row)
+        )
+        detail = {"image_ref": row.default_image_ref, "revision": row.revision, "reason": row.reason}
+        audit.stage(session, detail=detail)
+        return row
+
+    return DefaultsAnswer.from_row(await database.write(services.engine, work))

@@ -101,7 +101,7 @@ async def get_environment(
 async def patch_environment(
     environment_id: EnvironmentId, body: EnvironmentPatch, services: ServicesDep, operator: Admin
 ) -> EnvironmentAnswer:
-    """Change label, image or desired state; answers as soon as the change is accepted."""
+    """Change label, image, security profile, limits or desired state; answers as soon as the change is accepted."""
     return EnvironmentAnswer(environment=await service.patch(services, operator, environment_id, body))
 
 

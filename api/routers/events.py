@@ -66,6 +66,7 @@ class EventStream(StreamingResponse):
 @router.get(
     "/{environment_id}/events",
     summary="Timeline as server-sent events",
+    status_code=200,
     response_class=EventStream,
     responses=responses(InvalidRequest, Unauthorized, NotFound, Unavailable) | _STREAM,
 )

@@ -114,15 +114,16 @@ async def revoke_takeover_session(
 async def extend_takeover_session(
     environment_id: EnvironmentId,
     session_id: str,
-    body: TakeoverExtend,
     services: ServicesDep,
     _operator: Admin,
+    body: TakeoverExtend | None = None,
 ) -> TakeoverSessionAnswer:
     """Open viewers stay connected."""
+    ttl_seconds = (body or TakeoverExtend()).ttl_seconds or services.settings.takeover_ttl_seconds
 
     def extend(session: Session) -> TakeoverSessionOut:
         row = _known(session, environment_id, session_id)
-        if not takeover.extend(row, datetime.now(UTC), body.ttl_seconds):
+        if not takeover.extend(row, datetime.now(UTC), ttl_seconds):
             raise Conflict("the takeover session has ended; open another")
         return TakeoverSessionOut.from_row(row)
 

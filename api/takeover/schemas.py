@@ -22,7 +22,10 @@ class TakeoverCreate(Body):
 class TakeoverExtend(Body):
     """How much longer."""
 
-    ttl_seconds: Ttl = Field(description="Life from now on; a session never gets shorter by it.")
+    ttl_seconds: Ttl | None = Field(
+        default=None,
+        description="Life from now on, the installation's default otherwise; a session never gets shorter by it.",
+    )
 
 
 class TakeoverSessionOut(BaseModel):

@@ -101,11 +101,20 @@ def extend_session(
     ctx: typer.Context,
     environment: EnvironmentArgument,
     takeover_session: SessionArgument,
-    ttl: Annotated[int, typer.Option(help="Seconds it is to live from now on.", **_TTL)],
+    ttl: Annotated[
+        int | None,
+        typer.Option(
+            help="Seconds it is to live from now on; the installation's default otherwise.",
+            show_default=False,
+            **_TTL,
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Have a session live longer; its open viewers stay connected."""
-    _change(of(ctx), environment, takeover_session, "extend", {"ttl_seconds": ttl}, as_json)
+    _change(
+        of(ctx), environment, takeover_session, "extend", {} if ttl is None else {"ttl_seconds": ttl}, as_json
+    )
 
 
 def screenshot(

@@ -1,4 +1,4 @@
-"""create, start, stop, reset, delete."""
+"""create, update, start, stop, reset, delete."""
 
 import sys
 from typing import Annotated
@@ -20,6 +20,13 @@ from cli.session import (
 )
 from models.messages import SecurityProfile
 
+CpusOption = Annotated[float | None, typer.Option(help="CPU cores, such as 1.5.", show_default=False)]
+MemoryOption = Annotated[int | None, typer.Option("--memory", help="Memory, MiB.", show_default=False)]
+PidsOption = Annotated[int | None, typer.Option(help="Processes and threads.", show_default=False)]
+ShmOption = Annotated[
+    int | None, typer.Option("--shm", help="Shared memory, MiB; part of the memory.", show_default=False)
+]
+
 
 def create(
     ctx: typer.Context,
@@ -34,6 +41,10 @@ def create(
         SecurityProfile | None,
         typer.Option(help="`compatible` for images that need more, such as root.", show_default=False),
     ] = None,
+    cpus: CpusOption = None,
+    memory_mb: MemoryOption = None,
+    pids: PidsOption = None,
+    shm_mb: ShmOption = None,
     start: Annotated[bool, typer.Option("--start/--no-start", help="Start it at once.")] = True,
     wait: WaitOption = False,
     timeout: TimeoutOption = 120,
@@ -48,6 +59,8 @@ def create(
         body["image_ref"] = image
     if security_profile is not None:
         body["security_profile"] = security_profile.value
+    if limits := _limits(cpus, memory_mb, pids, shm_mb):
+        body["limits"] = limits
     answer = session.api.call("POST", "/desktop-environments", about="new environment", body=body)
     environment: Json = answer["environment"]
     environment_id = str(environment["environment_id"])
@@ -58,6 +71,49 @@ def create(
             session, environment_id, lambda _: session.api.environment(environment_id), timeout, not as_json
         )
     _conclude(session, environment, "running" if start else "stopped", wait, as_json)
+
+
+def update(
+    ctx: typer.Context,
+    environment: EnvironmentArgument,
+    label: Annotated[str | None, typer.Option(help="New name for people.", show_default=False)] = None,
+    clear_label: Annotated[bool, typer.Option("--clear-label", help="Have no label.")] = False,
+    image: Annotated[str | None, typer.Option(help="New image.", show_default=False)] = None,
+    security_profile: Annotated[
+        SecurityProfile | None, typer.Option(help="New security profile.", show_default=False)
+    ] = None,
+    cpus: CpusOption = None,
+    memory_mb: MemoryOption = None,
+    pids: PidsOption = None,
+    shm_mb: ShmOption = None,
+    wait: WaitOption = False,
+    timeout: TimeoutOption = 120,
+    as_json: JsonOption = False,
+) -> None:
+    """Change an environment; all but a new label makes a running desktop anew."""
+    session = of(ctx)
+    if label is not None and clear_label:
+        raise CliError("--label and --clear-label exclude each other", ExitCode.USAGE, "invalid_request")
+    body: Json = {}
+    if label is not None or clear_label:
+        body["label"] = label
+    if image is not None:
+        body["image_ref"] = image
+    if security_profile is not None:
+        body["security_profile"] = security_profile.value
+    if limits := _limits(cpus, memory_mb, pids, shm_mb):
+        body["limits"] = limits
+    if not body:
+        raise CliError("nothing to change; see `desktopctl update --help`", ExitCode.USAGE, "invalid_request")
+    environment_id = session.resolve(environment)
+    path = f"/desktop-environments/{environment_id}"
+    changed: Json = session.api.call("PATCH", path, about=environment_id, body=body)["environment"]
+    if wait:
+        changed = waiting.settle(
+            session, environment_id, lambda _: session.api.environment(environment_id), timeout, not as_json
+        )
+    goal = "running" if changed.get("desired_running") else "stopped"
+    _conclude(session, changed, goal, wait, as_json)
 
 
 def start(
@@ -188,6 +244,11 @@ def _missed(environment: Json, goal: str) -> CliError:
     return CliError(
         f"environment {environment_id} ended in error {code}: {message}; {where}", ExitCode.FAILED, code
     )
+
+
+def _limits(cpus: float | None, memory_mb: int | None, pids: int | None, shm_mb: int | None) -> Json:
+    given = {"cpus": cpus, "memory_mb": memory_mb, "pids": pids, "shm_mb": shm_mb}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _body(reason: str | None) -> Json:

@@ -15,6 +15,7 @@ from temporalio.testing import ActivityEnvironment
 
 from activities.container_spec import HostConfig
 from activities.docker_host import DockerHostActivities
+from models import tokens
 from models.identifiers import (
     LABEL_ENVIRONMENT,
     LABEL_GENERATION,
@@ -75,6 +76,7 @@ def test_container_is_the_protocols(
         "TYRUM_BROWSER_ENABLED=1",
         "TYRUM_FS_SANDBOX_ROOT=/var/lib/tyrum-node",
         "TYRUM_FS_BASH_ENABLED=1",
+        "DESKTOP_VNC_PASSWORD_FILE=/run/tyrum/vnc-password",
     }
     assert expected <= set(found["Config"]["Env"])
     mounts = {mount["Destination"]: (mount["Source"], mount["RW"]) for mount in found["Mounts"]}
@@ -85,6 +87,7 @@ def test_container_is_the_protocols(
             False,
         ),
         "/run/tyrum/gateway-token": (str(desk.home / "secrets" / "gateway-token"), False),
+        "/run/tyrum/vnc-password": (str(desk.home / "secrets" / "vnc-password"), False),
     }
     assert found["HostConfig"]["ExtraHosts"] == ["host.containers.internal:host-gateway"]
     ports = found["NetworkSettings"]["Ports"]
@@ -95,7 +98,8 @@ def test_container_is_the_protocols(
     assert int(ports["5900/tcp"][0]["HostPort"]) == started.rfb_port
     assert int(ports["6080/tcp"][0]["HostPort"]) == started.novnc_port
     token = (desk.home / "secrets" / "gateway-token").read_text().strip()
-    assert token not in str(found), "no secret in what `docker inspect` shows"
+    for secret in (token, tokens.vnc_password(token)):
+        assert secret not in str(found), "no secret in what `docker inspect` shows"
 
 
 def test_hardened_by_default(desk: Desk, engine: docker.APIClient, config: HostConfig) -> None:
@@ -129,7 +133,9 @@ def test_hardened_holds_inside(desk: Desk, engine: docker.APIClient) -> None:
     token = (desk.home / "secrets" / "gateway-token").read_text()
     assert inside(engine, container_id, "cat /run/tyrum/gateway-token") == (0, token)
     assert inside(engine, container_id, "cat /var/lib/tyrum-node/desktop-node/device-identity.json")[0] == 0
-    assert inside(engine, container_id, "echo x > /run/tyrum/gateway-token")[0] != 0
+    for name in ("gateway-token", "vnc-password"):
+        assert inside(engine, container_id, f"cat /run/tyrum/{name} >/dev/null")[0] == 0
+        assert inside(engine, container_id, f"echo x > /run/tyrum/{name}")[0] != 0
     status = inside(engine, container_id, "cat /proc/self/status")[1]
     assert "CapEff:\t0000000000000000" in status and "NoNewPrivs:\t1" in status and "Seccomp:\t2" in status
 
@@ -161,7 +167,8 @@ def test_image_that_names_a_user_gets_files_it_can_read(
         "id -u; cat /run/tyrum/gateway-token >/dev/null; echo x > /var/lib/tyrum-node/x",
     )
     assert (code, output) == (0, "1234\n")
-    for path in ("runtime-home", "secrets/gateway-token", "identity/desktop-node/device-identity.json"):
+    secrets = ("secrets/gateway-token", "secrets/vnc-password", "identity/desktop-node/device-identity.json")
+    for path in ("runtime-home", *secrets):
         status = (desk.home / path).stat()
         assert (status.st_uid, status.st_gid) == (1234, 1235)
         assert stat.S_IMODE(status.st_mode) in (0o600, 0o700)

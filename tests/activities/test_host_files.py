@@ -11,7 +11,7 @@ from temporalio.exceptions import ApplicationError
 
 from activities.identity import device_id_of, identity_document, read_identity
 from activities.logs import tidy
-from models import tokens
+from models import tokens, vnc
 from models.messages import MintNodeToken, PrepareIdentity, WipeRuntime
 from tests.activities.conftest import Desk
 
@@ -122,6 +122,20 @@ def test_token_that_does_not_match_its_record_is_minted_anew(desk: Desk) -> None
     (desk.home / "secrets" / "gateway-token").write_text("half a tok")
     after = desk.prepare()
     assert after.token_sha256 != before.token_sha256
+
+
+def test_the_vnc_password_follows_the_token(desk: Desk) -> None:
+    desk.prepare()
+    path, token = desk.home / "secrets" / "vnc-password", desk.home / "secrets" / "gateway-token"
+    first = path.read_bytes()
+    assert first == vnc.password_file(tokens.vnc_password(token.read_text().strip()))
+    assert mode(path) == 0o600
+    path.unlink()
+    desk.prepare()
+    assert path.read_bytes() == first, "a token of a version without passwords gets its own"
+    desk.run(desk.host.mint_node_token, MintNodeToken(environment_id=desk.id, generation=2, ttl_seconds=600))
+    assert path.read_bytes() != first
+    assert path.read_bytes() == vnc.password_file(tokens.vnc_password(token.read_text().strip()))
 
 
 def test_wipe_empties_the_runtime_home_and_keeps_the_identity(desk: Desk, tmp_path: Path) -> None:

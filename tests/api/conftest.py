@@ -12,9 +12,12 @@ from temporalio.worker import Worker
 from models.identifiers import host_task_queue, new_host_id
 from models.settings import ControlSettings
 from tests.api.stack import BEARER, Stack, client, fresh_inventory, make_services, record_host, serving
+from tests.api.takeover_desk import desk
 from tests.fakes.runtime import FakeRuntime
 from tests.support.temporal import start_dev_server
 from workers import control
+
+__all__ = ["desk", "stack", "temporal"]
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

@@ -113,8 +113,8 @@ async def upstream_serving() -> AsyncIterator[Upstream]:
                         await websocket.send_bytes(data)
                     else:
                         await websocket.send_text(text or "")
-            except WebSocketDisconnect:
-                return
+            except WebSocketDisconnect as gone:
+                upstream.closes.append((gone.code, gone.reason or ""))
 
         app = Starlette(
             routes=[WebSocketRoute("/websockify", socket), Route("/{path:path}", page, methods=["GET"])]

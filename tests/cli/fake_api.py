@@ -53,6 +53,7 @@ class Fake:
     hosts: list[dict[str, Any]] = field(default_factory=lambda: [HOST])
     logs: list[str] = field(default_factory=lambda: ["first line", "\x1b[31mcoloured\x1b[0m"])
     answers: dict[str, tuple[int, Any]] = field(default_factory=dict)
+    takeover_sessions: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, environment_id: str | None = None, **fields: Any) -> dict[str, Any]:
         """Have an environment."""
@@ -176,11 +177,26 @@ def make_app(fake: Fake) -> FastAPI:
         return {"status": "ok", "environment": environment | {"status": "deleting"}, "deleted": wait > 0}
 
     @app.post("/desktop-environments/{environment_id}/takeover-token")
-    def takeover(environment_id: str) -> Any:
+    def takeover(environment_id: str, body: dict[str, Any] | None = None) -> Any:
+        fake.requests.append(("POST", "takeover-token", body or {}))
         if fake.environments[environment_id]["status"] != "running":
             return refusal(409, "conflict", "takeover unavailable: the environment is stopped")
         entry = f"{fake.url}/desktop-takeover/s/x/vnc.html"
         return {"status": "ok", "session_id": "s", "entry_url": entry, "expires_at": now()}
+
+    @app.get("/desktop-environments/{environment_id}/takeover-sessions")
+    def takeover_sessions(environment_id: str) -> Any:
+        return {"status": "ok", "sessions": fake.takeover_sessions}
+
+    @app.post("/desktop-environments/{environment_id}/takeover-sessions/{session_id}/{action}")
+    def change_takeover_session(
+        environment_id: str, session_id: str, action: str, body: dict[str, Any] | None = None
+    ) -> Any:
+        fake.requests.append(("POST", action, body or {}))
+        for session in fake.takeover_sessions:
+            if session["session_id"] == session_id:
+                return {"status": "ok", "session": session}
+        return refusal(404, "not_found", "this environment has no takeover session of that id")
 
     @app.get("/desktop-environments/{environment_id}/logs")
     def logs(environment_id: str, refresh: bool = False) -> Any:

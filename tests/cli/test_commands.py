@@ -13,7 +13,7 @@ from cli import ports, render
 from cli.commands.reading import after
 from cli.exits import ExitCode, of_http_status
 from tests.cli.conftest import Desktopctl
-from tests.cli.fake_api import HOST, PNG, TOKEN, Fake
+from tests.cli.fake_api import HOST, PNG, TOKEN, Fake, now
 from tests.cli.support_cli import process
 
 ONE = "11111111-1111-4111-8111-111111111111"
@@ -186,6 +186,39 @@ def test_takeover_prints_the_address(desktopctl: Desktopctl, fake: Fake) -> None
     refused = desktopctl("takeover", TWO)
     assert refused.exit_code == ExitCode.CONFLICT
     assert f"environment {TWO}: takeover unavailable" in refused.stderr
+
+
+def test_takeover_of_a_kind(desktopctl: Desktopctl, fake: Fake) -> None:
+    fake.add(ONE, status="running")
+    assert desktopctl("takeover", ONE, "--view-only", "--ttl", "60").exit_code == 0
+    assert fake.requests[-1] == ("POST", "takeover-token", {"view_only": True, "ttl_seconds": 60})
+    assert desktopctl("takeover", ONE, "--ttl", "5").exit_code == ExitCode.USAGE
+
+
+def test_takeover_sessions(desktopctl: Desktopctl, fake: Fake) -> None:
+    fake.add(ONE, status="running")
+    common = {"environment_id": ONE, "generation": 1, "created_by": "ann", "created_at": now()}
+    common |= {"expires_at": now(), "revoked_at": None}
+    fake.takeover_sessions += [
+        common | {"session_id": "aaaa-1", "view_only": True},
+        common | {"session_id": "aabb-2", "view_only": False},
+    ]
+    assert parsed(desktopctl("takeover-sessions", "list", ONE, "--json").stdout) == fake.takeover_sessions
+    listed = desktopctl("takeover-sessions", "list", ONE).stdout
+    assert "aaaa-1" in listed and "ann" in listed and "none" in listed
+    assert (
+        parsed(desktopctl("takeover-sessions", "revoke", ONE, "aaa", "--json").stdout)["session_id"]
+        == "aaaa-1"
+    )
+    assert fake.requests[-1] == ("POST", "revoke", {})
+    extended = desktopctl("takeover-sessions", "extend", ONE, "aabb-2", "--ttl", "90")
+    assert extended.exit_code == 0 and "takeover session aabb-2: lives until" in extended.stdout
+    assert fake.requests[-1] == ("POST", "extend", {"ttl_seconds": 90})
+    assert desktopctl("takeover-sessions", "revoke", ONE, "aa").exit_code == ExitCode.USAGE
+    assert desktopctl("takeover-sessions", "revoke", ONE, "zz/../x").exit_code == ExitCode.NOT_FOUND
+    assert desktopctl("takeover-sessions", "extend", ONE, "aaaa-1", "--ttl", "9").exit_code == ExitCode.USAGE
+    assert desktopctl("takeover-sessions", "extend", ONE, "aaaa-1").exit_code == 0
+    assert fake.requests[-1] == ("POST", "extend", {})
 
 
 def test_screenshot(

@@ -18,7 +18,8 @@ ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-_CONNECTED = ":root.noVNC_connected"
+CONNECTED = ":root.noVNC_connected"
+ASKS_FOR_PASSWORD = "#noVNC_credentials_dlg.noVNC_open"
 _DISCONNECTED = ":root:not(.noVNC_connected)"
 _PICTURE = "document.querySelector('#noVNC_container canvas').toDataURL('image/png')"
 CONNECT_SECONDS = 10
@@ -54,8 +55,12 @@ class Viewer:
     network_changed: bool = False
 
     @classmethod
-    def open(cls, browser: Browser, url: str) -> "Viewer":
-        """Open the page and wait until it shows a desktop; again where a network's coming and going prevents it."""
+    def open(cls, browser: Browser, url: str, until: str = CONNECTED) -> "Viewer":
+        """Open the page and wait until it shows a desktop; again where a network's coming and going prevents it.
+
+        Args:
+            until: selector of what is to appear.
+        """
         # Larger than the desktop: noVNC shows the whole of it, unscaled.
         page = browser.new_context(viewport={"width": 1400, "height": 860}).new_page()
         viewer = cls(page)
@@ -64,7 +69,7 @@ class Viewer:
         for _ in range(_ATTEMPTS):
             try:
                 page.goto(url)
-                page.wait_for_selector(_CONNECTED, state="attached", timeout=CONNECT_SECONDS * 1000)
+                page.wait_for_selector(until, state="attached", timeout=CONNECT_SECONDS * 1000)
             except Error as error:
                 viewer.network_changed |= _NETWORK_CHANGED in error.message
             else:
@@ -96,7 +101,7 @@ class Viewer:
     @property
     def connected(self) -> bool:
         """Whether noVNC says so."""
-        return self.page.locator(_CONNECTED).count() == 1
+        return self.page.locator(CONNECTED).count() == 1
 
     def wait_until_disconnected(self, seconds: float) -> None:
         """Return when noVNC says that the desktop is gone."""

@@ -6,6 +6,7 @@ nothing is under way, and checks `tests.workflows.invariants`. `DESKTOP_MODEL_EX
 
 import asyncio
 import os
+import random
 from collections import Counter
 from collections.abc import Coroutine
 from contextlib import AsyncExitStack
@@ -27,7 +28,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from models import messages as m
 from models.errors import ErrorCode
 from models.identifiers import CONTROL_TASK_QUEUE, host_workflow_id
-from models.lifecycle import Command, Status
+from models.lifecycle import Status
 from tests.fakes.runtime import MoodyRuntime
 from tests.support.waiting import eventually
 from tests.workflows.conftest import MakePlane
@@ -35,13 +36,12 @@ from tests.workflows.invariants import agree, failed_tasks, gone
 from tests.workflows.plane import Plane, host_worker_of
 from workflows.host import DesktopHost
 
-EXAMPLES = int(os.environ.get("DESKTOP_MODEL_EXAMPLES", "8"))
-STEPS = 30
+EXAMPLES = int(os.environ.get("DESKTOP_MODEL_EXAMPLES", "6"))
+STEPS = 25
 ENVIRONMENTS = 3
 PATIENCE = 45
 
 T = TypeVar("T")
-which = st.integers(0, ENVIRONMENTS - 1)
 STEPS_THAT_FAIL = [
     "ensure_image",
     "prepare_identity",
@@ -65,7 +65,6 @@ class World:
 
     def do(self, work: Coroutine[Any, Any, T]) -> T:
         """Run it in the event loop, from hypothesis' thread."""
-        self.done[getattr(work, "__name__", "?")] += 1
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(PATIENCE * 3)
 
     async def host_up(self) -> None:
@@ -88,6 +87,14 @@ class World:
         await self.host_up()
         await self.runtime.flush()
 
+    async def idle(self, environment_id: str) -> None:
+        """Wait a moment for the environment to settle; with its surroundings broken it may not."""
+        for _ in range(20):
+            row = self.plane.row(environment_id)
+            if row is not None and row.status in ("running", "stopped"):
+                return
+            await asyncio.sleep(0.05)
+
     async def signal(self, environment_id: str, name: str, *payload: Any) -> None:
         """Send one; an environment that is gone hears nothing."""
         try:
@@ -109,85 +116,105 @@ class Environments(RuleBasedStateMachine):
         self.deleted: set[str] = set()
         self.generations: dict[str, int] = {}
 
-    def at(self, index: int) -> str:
-        """One of the environments."""
-        return self.ids[index % len(self.ids)]
-
-    @initialize(wanted=st.lists(st.booleans(), min_size=ENVIRONMENTS, max_size=ENVIRONMENTS))
-    def create(self, wanted: list[bool]) -> None:
+    @initialize(chance=st.randoms(use_true_random=True))
+    def create(self, chance: random.Random) -> None:
+        """Hypothesis chooses the rules and this seed; its own choice of arguments is too often the simplest."""
+        self.chance = chance
         self.world.do(self.world.host_up())
-        for running in wanted:
+        for _ in range(ENVIRONMENTS):
+            running = chance.random() < 0.7
             environment_id = self.world.do(self.world.plane.create(running=running))
             self.ids.append(environment_id)
             self.wanted[environment_id] = running
 
-    @rule(index=which, commands=st.lists(st.sampled_from(["start", "stop", "reset"]), min_size=1, max_size=4))
-    def command(self, index: int, commands: list[str]) -> None:
-        environment_id = self.at(index)
-        for command in commands:
-            self.world.do(self.world.signal(environment_id, command))
-            self.wanted[environment_id] = {"start": True, "stop": False}.get(
-                command, self.wanted[environment_id]
-            )
+    def one(self, *, idle: bool) -> str:
+        """One of the environments that live, or any; once it has settled, if asked for."""
+        live = [one for one in self.ids if one not in self.deleted]
+        environment_id = self.chance.choice(live or self.ids)
+        if idle:
+            self.world.do(self.world.idle(environment_id))
+        return environment_id
 
-    @rule(index=which, chance=st.integers(0, 3))
-    def delete(self, index: int, chance: int) -> None:
-        if chance == 0:
-            self.world.do(self.world.signal(self.at(index), Command.DELETE))
-            self.deleted.add(self.at(index))
+    def send(self, environment_id: str, command: str) -> None:
+        """Send a command and remember what it means."""
+        self.world.done[command] += 1
+        self.world.do(self.world.signal(environment_id, command))
+        self.wanted[environment_id] = {"start": True, "stop": False}.get(command, self.wanted[environment_id])
 
-    @rule(index=which, how=st.sampled_from(["crash", "remove_by_hand", "pause_by_hand"]))
-    def meddle(self, index: int, how: str) -> None:
+    @rule()
+    def commands(self) -> None:
+        """Several, without waiting for anything."""
+        environment_id = self.one(idle=False)
+        for _ in range(self.chance.randint(1, 4)):
+            self.send(environment_id, self.chance.choice(["start", "stop", "reset"]))
+
+    @rule()
+    def command_when_idle(self) -> None:
+        self.send(self.one(idle=True), self.chance.choice(["start", "stop", "reset"]))
+
+    @rule()
+    def delete(self) -> None:
+        if self.chance.random() < 0.3:
+            environment_id = self.one(idle=False)
+            self.send(environment_id, "delete")
+            self.deleted.add(environment_id)
+
+    @rule()
+    def meddle(self) -> None:
+        """Somebody at the host, at any moment or once it runs."""
+        environment_id = self.one(idle=self.chance.random() < 0.7)
+        how = self.chance.choice(["crash", "remove_by_hand", "pause_by_hand"])
         runtime = self.world.runtime
         with runtime.lock:
-            container = runtime.containers.get(self.at(index))
-            self.world.done[how if container else "nothing to meddle with"] += 1
+            container = runtime.containers.get(environment_id)
             if container is not None and container.running and not container.paused:
-                getattr(runtime, how)(self.at(index))
+                self.world.done[how] += 1
+                getattr(runtime, how)(environment_id)
 
-    @rule(index=which, connected=st.booleans(), behind=st.integers(0, 1))
-    def presence(self, index: int, connected: bool, behind: int) -> None:
-        view = self.world.runtime.containers.get(self.at(index))
-        generation = (view.generation if view else 1) - behind
-        presence = m.NodePresence(generation=generation, connected=connected)
-        self.world.do(self.world.signal(self.at(index), "node_presence", presence))
+    @rule()
+    def nudge(self) -> None:
+        """The node comes and goes, an operator changes the image, somebody types nonsense."""
+        environment_id = self.one(idle=self.chance.random() < 0.5)
+        name = self.chance.choice(["away", "back", "old", "image:1", "image:2", "frob", "host_event"])
+        self.world.done[name] += 1
+        container = self.world.runtime.containers.get(environment_id)
+        generation = (container.generation if container else 1) - (name == "old")
+        match name:
+            case "away" | "back" | "old":
+                presence = m.NodePresence(generation=generation, connected=name == "back")
+                self.world.do(self.world.signal(environment_id, "node_presence", presence))
+            case "image:1" | "image:2":
+                self.world.do(self.world.signal(environment_id, "change_spec", m.SpecChange(image_ref=name)))
+            case _:
+                self.world.do(self.world.signal(environment_id, name, {"odd": [1, None]}))
 
-    @rule(index=which, image=st.sampled_from(["image:1", "image:2"]))
-    def change(self, index: int, image: str) -> None:
-        self.world.do(self.world.signal(self.at(index), "change_spec", m.SpecChange(image_ref=image)))
-
-    @rule(index=which, name=st.sampled_from(["frob", "container_event", "host_event"]))
-    def odd(self, index: int, name: str) -> None:
-        self.world.do(self.world.signal(self.at(index), name, {"odd": [1, None]}))
-
-    @rule(
-        step=st.sampled_from(STEPS_THAT_FAIL),
-        code=st.sampled_from([ErrorCode.START_FAILED, ErrorCode.INTERNAL]),
-    )
-    def fail_next(self, step: str, code: ErrorCode) -> None:
+    @rule()
+    def fail_next(self) -> None:
         with self.world.runtime.lock:
-            self.world.runtime.moods[step] = code
-
-    @rule(available=st.booleans())
-    def docker(self, available: bool) -> None:
-        self.world.runtime.set_docker(available)
+            step = self.chance.choice(STEPS_THAT_FAIL)
+            self.world.runtime.moods[step] = self.chance.choice([ErrorCode.START_FAILED, ErrorCode.INTERNAL])
 
     @rule()
-    def host_goes(self) -> None:
-        self.world.do(self.world.host_down())
-
-    @rule(seconds=st.sampled_from([0.0, 0.0, 3.5]))
-    def host_comes(self, seconds: float) -> None:
-        self.world.do(asyncio.sleep(seconds))
-        self.world.do(self.world.host_up())
+    def surroundings(self) -> None:
+        """Docker, the host's worker and the control worker go and come."""
+        what = self.chance.choice(["docker", "docker", "host", "host", "host for long", "control", "control"])
+        self.world.done[what] += 1
+        match what:
+            case "docker":
+                self.world.runtime.set_docker(not self.world.runtime.docker_available)
+            case "host":
+                self.world.do(self.world.host_down())
+                self.world.do(asyncio.sleep(self.chance.random()))
+                self.world.do(self.world.host_up())
+            case "host for long":
+                self.world.do(self.world.host_down())
+                self.world.do(asyncio.sleep(3.5))
+            case _:
+                self.world.do(self.world.plane.restart_control_worker())
 
     @rule()
-    def control_worker_restarts(self) -> None:
-        self.world.do(self.world.plane.restart_control_worker())
-
-    @rule(seconds=st.sampled_from([0.0, 0.05, 0.3]))
-    def time_passes(self, seconds: float) -> None:
-        self.world.do(asyncio.sleep(seconds))
+    def time_passes(self) -> None:
+        self.world.do(asyncio.sleep(self.chance.choice([0.0, 0.05, 0.3])))
 
     @precondition(lambda self: bool(self.ids))
     @rule()
