@@ -247,7 +247,8 @@ class EnvironmentDetail(Environment):
             security_profile=view.spec.security_profile,
             limits=view.spec.limits,
             last_error=None if view.last_error is None else _error(view.last_error),
-            last_seen_at=last_seen_at,
+            # The record lags behind the workflow by a moment.
+            last_seen_at=last_seen_at or (view.updated_at if view.status is Status.RUNNING else None),
             source=source,
         )
 

@@ -19,6 +19,7 @@ pytestmark = [
 ]
 
 TOKEN = "/run/tyrum/gateway-token"
+VNC_PASSWORD = "/run/tyrum/vnc-password"
 REFUSED = re.compile(
     r"permission denied|operation not permitted|read-only file system|must be superuser|authentication failure",
     re.I,
@@ -56,7 +57,7 @@ def test_user_is_nobody_special(desktop: Inside) -> None:
 
 
 def test_secrets_are_read_only_and_the_users_own(desktop: Inside) -> None:
-    for path in (TOKEN, IDENTITY):
+    for path in (TOKEN, IDENTITY, VNC_PASSWORD):
         code, text = desktop.sh(f"stat -c '%u %a' {path}")
         assert (code, text.split()) == (0, ["1000", "600"]), (path, text)
         for attempt in (f"echo x >> {path}", f"rm -f {path}", f"mv {path} {path}.old", f"chmod 644 {path}"):
@@ -338,7 +339,7 @@ def test_compatible_still_holds(compatible: Inside, neighbour: Inside, stack: St
     assert "open" not in compatible.connect(f"127.0.0.1:{port}", f"{compatible.gateway}:{port}").values()
     assert compatible.sh("test -e /var/run/docker.sock")[0] != 0
     assert {host for bound in compatible.published.values() for host, _ in bound} == {"127.0.0.1"}
-    for path in (TOKEN, IDENTITY):
+    for path in (TOKEN, IDENTITY, VNC_PASSWORD):
         assert compatible.sh(f"echo x >> {path}")[0] != 0
     assert cgroup(compatible, ["pids/pids.max", "pids.max"]) == 512
     assert cgroup(compatible, ["memory/memory.limit_in_bytes", "memory.max"]) == 2048 * 1024**2

@@ -68,8 +68,8 @@ async def test_created_stopped_stays_stopped(make_plane: MakePlane) -> None:
 
 
 HISTORY_EVENTS = 95
-"""What a start, running, stop cycle may cost. Design section 7 asks for 60, which only local activities would give, and
-those do not replay beside queries (`workflows.calls.in_inventory`); a workflow task more or less is a matter of timing."""
+"""What a start, running, stop cycle may cost. Design section 7 asks for 60, which only local activities would give,
+and those do not replay beside queries (`workflows.calls.in_inventory`). A task more or less is a matter of timing."""
 
 
 async def test_one_cycle_stays_in_the_history_budget(make_plane: MakePlane, cached_workflows: int) -> None:
