@@ -175,19 +175,21 @@ class DesktopEnvironment:
         deadlines = self._deadlines()
         self._show()
         if not deadlines:
-            await workflow.wait_condition(lambda: bool(self._state.inbox))
+            await workflow.wait_condition(self._stirred)
             return
         at, why = min(deadlines)
         now = workflow.now()
         if at > now:
             try:
-                await workflow.wait_condition(
-                    lambda: bool(self._state.inbox), timeout=at - now, timeout_summary=why
-                )
+                await workflow.wait_condition(self._stirred, timeout=at - now, timeout_summary=why)
                 return
             except TimeoutError:
                 pass
         await self._deadline_passed(why)
+
+    def _stirred(self) -> bool:
+        """Whether something came in, or the last who waited for an answer went, and the run may end at last."""
+        return bool(self._state.inbox) or self._is_long()
 
     def _deadlines(self) -> list[tuple[datetime, str]]:
         state = self._state

@@ -348,14 +348,15 @@ async def test_continue_as_new_carries_everything(
     plane = await make_plane()
     environment_id = await plane.create()
     first_run = (await plane.handle(environment_id).describe()).run_id
-    before = await plane.settled(environment_id, Status.RUNNING)
+    # Agreed upon, not only queried: a query may run ahead of the workflow, with other times.
+    before = await agree(plane, environment_id, Status.RUNNING)
     await plane.cli_signal(environment_id, "frob")
 
     async def continued() -> bool:
         return (await plane.handle(environment_id).describe()).run_id != first_run
 
     await eventually(continued, "continued as new")
-    after = await plane.settled(environment_id, Status.RUNNING)
+    after = await agree(plane, environment_id, Status.RUNNING)
     assert after.model_dump(exclude={"updated_at"}) == before.model_dump(exclude={"updated_at"})
     assert len(plane.runtime.created) == 1
     await plane.cli_signal(environment_id, "stop")

@@ -15,7 +15,7 @@ from tests.workflows.invariants import agree, failed_tasks, gone, runs
 from tests.workflows.plane import Plane
 from tests.workflows.test_commands import HISTORY_EVENTS
 
-CYCLES = int(os.environ.get("DESKTOP_CYCLES", "150"))
+CYCLES = int(os.environ.get("DESKTOP_CYCLES", "100"))
 """Start and stop this often; `make bench-recovery` sets 1000."""
 
 STORM = 400
@@ -134,12 +134,15 @@ async def test_what_things_cost_in_history_events(make_cached_plane: MakePlane) 
     plane = await make_cached_plane()
     environment_id = await plane.create(running=False)
     await agree(plane, environment_id, Status.STOPPED)
+    await asyncio.sleep(0.5)
     handle = plane.handle(environment_id)
     costs: dict[str, int] = {}
     before = await length(plane, environment_id)
 
     async def spent(name: str) -> None:
         nonlocal before
+        # What the last activity's end costs comes after it.
+        await asyncio.sleep(0.5)
         after = await length(plane, environment_id)
         costs[name], before = after - before, after
 
@@ -160,5 +163,5 @@ async def test_what_things_cost_in_history_events(make_cached_plane: MakePlane) 
     await spent("delete to gone")
     print("; ".join(f"{name}: {events} events" for name, events in costs.items()))
     assert costs["start to running"] + costs["stop to stopped"] <= HISTORY_EVENTS
-    assert costs["crash to running"] <= 80
+    assert costs["crash to running"] <= HISTORY_EVENTS
     assert costs["a second of idling"] == 0

@@ -17,6 +17,9 @@ from tests.workflows.conftest import MakePlane
 from tests.workflows.invariants import agree, failed_tasks, gone
 from tests.workflows.plane import Plane, host_worker_of
 
+AT_ONCE = 24
+"""Cases at the same time; each may hold a step of the host and a control activity."""
+
 CONTROL_STEPS = ["register_node_token", "revoke_credentials"]
 
 PHASES = {
@@ -148,10 +151,18 @@ async def test_each_command_in_each_phase_of_each_operation(
         for step in PHASES[operation]
         for command in Command
     ]
-    async with host_worker_of(plane, slots=len(cases)):
-        outcomes = await asyncio.gather(
-            *(one_case(plane, control_gates, *case) for case in cases), return_exceptions=True
-        )
+    turns = asyncio.Semaphore(AT_ONCE)
+    took: list[tuple[float, str, str, Command]] = []
+
+    async def in_turn(operation: str, step: str, command: Command) -> None:
+        async with turns:
+            began = time.monotonic()
+            await one_case(plane, control_gates, operation, step, command)
+            took.append((time.monotonic() - began, operation, step, command))
+
+    async with host_worker_of(plane, slots=2 * AT_ONCE):
+        outcomes = await asyncio.gather(*(in_turn(*case) for case in cases), return_exceptions=True)
     wrong = [f"{case}: {outcome!r}" for case, outcome in zip(cases, outcomes, strict=True) if outcome]
     assert not wrong, "\n".join(wrong)
-    print(f"{len(cases)} cases: operation x phase x command")
+    slowest = "; ".join(f"{seconds:.1f} s {' '.join(case)}" for seconds, *case in sorted(took)[-4:])
+    print(f"{len(cases)} cases: operation x phase x command; the slowest: {slowest}")
