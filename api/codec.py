@@ -46,7 +46,7 @@ def codec_app(ring: KeyRing | None, admin_token: str, origins: list[str]) -> Sta
             payloads = json_format.Parse(await request.body(), Payloads()).payloads
             convert = codec.encode if verb == "encode" else codec.decode
             converted = Payloads(payloads=await convert(payloads))
-        except json_format.ParseError:
+        except (json_format.ParseError, UnicodeDecodeError):
             return response_for(InvalidRequest("the body is not Payloads in protobuf's JSON form"))
         except UndecryptableError as error:
             return response_for(InvalidRequest(str(error)))

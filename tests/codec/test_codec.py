@@ -118,6 +118,7 @@ async def test_the_endpoint() -> None:
         assert json_format.Parse(decrypted.content, Payloads()) == plain
         assert (await http.post("/codec/wrong/decode", content=body)).status_code == 404
         assert (await http.post(f"/codec/{capability}/decode", content=b"{]")).status_code == 400
+        assert (await http.post(f"/codec/{capability}/decode", content=b"\xff")).status_code == 400
         foreign = json.loads(encrypted.content)
         foreign["payloads"][0]["metadata"][KEY_ID] = base64.b64encode(b"lost").decode()
         answer = await http.post(f"/codec/{capability}/decode", json=foreign)
