@@ -6,6 +6,7 @@ Commands go to the workflow, which is the truth; lists come from the inventory, 
 import asyncio
 import contextlib
 import logging
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -45,6 +46,9 @@ from models.tables import AuditRow, EnvironmentRow, HostRow
 
 logger = logging.getLogger(__name__)
 
+RECORD_SECONDS = 1.0
+"""How long "running" is held back until it is recorded; dispatch and takeover go by the record."""
+RECORD_STEP_SECONDS = 0.01
 GLANCE_SECONDS = 0.03
 """How long an accepted command waits to say what became of it; a busy worker must not make accepting slow."""
 HEARTBEAT_SECONDS = 1.0
@@ -133,6 +137,7 @@ async def detail(
     if isinstance(view, EnvironmentView):
         if view.deleted:
             raise _no_such_environment()
+        row = await _recorded(services, view, row)
         seen = row.last_seen_at if row else None
         return EnvironmentDetail.from_view(view, "workflow", seen), view
     if row is None:
@@ -270,6 +275,24 @@ async def heartbeat(services: Services, row: HostRow) -> datetime | None:
         logger.debug("heartbeat of host %s unknown: %s", row.host_id, error)
         beat = None
     return max((at for at in (beat, row.last_seen_at) if at is not None), default=None)
+
+
+async def _recorded(
+    services: Services, view: EnvironmentView, row: EnvironmentRow | None
+) -> EnvironmentRow | None:
+    """The row once it says `running` as the workflow does: who was told so finds dispatch and takeover open.
+
+    A record that does not come in time, as with a worker that died in between, holds the answer up no longer.
+    """
+    deadline = time.monotonic() + RECORD_SECONDS
+    while view.status is Status.RUNNING and time.monotonic() < deadline:
+        if row is not None and (row.status, row.generation) == (view.status.value, view.generation):
+            break
+        await asyncio.sleep(RECORD_STEP_SECONDS)
+        row = await database.read(
+            services.engine, lambda session: environments.get(session, view.spec.environment_id, True)
+        )
+    return row
 
 
 async def _asked(

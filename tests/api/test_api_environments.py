@@ -7,9 +7,10 @@ from uuid import uuid4
 
 import pytest
 
-from inventory import events
-from inventory.engine import reading
+from inventory import environments, events
+from inventory.engine import reading, writing
 from models.identifiers import CONTROL_TASK_QUEUE, environment_workflow_id, host_workflow_id
+from models.lifecycle import Status
 from models.messages import HostInput, HostRecord
 from tests.api.stack import Stack
 from tests.support.temporal import temporal_cli
@@ -222,6 +223,28 @@ async def test_timeline_shows_what_is_not_recorded_yet(stack: Stack, monkeypatch
     monkeypatch.setattr(events, "page", lambda *_arguments: recorded[:2])
     entries = (await stack.http.get(path)).json()["entries"]
     assert [entry["sequence"] for entry in entries][: len(recorded)] == [entry.sequence for entry in recorded]
+
+
+async def test_running_is_not_said_before_it_is_recorded(stack: Stack) -> None:
+    """Dispatch and takeover go by the record: who reads `running` finds them open."""
+    environment_id = await stack.started()
+
+    def recorded_as(status: Status) -> None:
+        with writing(stack.engine) as session:
+            row = environments.get(session, environment_id)
+            assert row is not None
+            row.status = status
+
+    recorded_as(Status.STARTING)
+    answer = asyncio.create_task(shown(stack, environment_id))
+    await asyncio.sleep(0.2)
+    assert not answer.done()
+    recorded_as(Status.RUNNING)
+    assert (await answer)["status"] == "running"
+
+    recorded_as(Status.STARTING)
+    environment = await shown(stack, environment_id)
+    assert environment["status"] == "running", "a record that does not come holds no answer up for ever"
 
 
 async def test_defaults_have_revisions(stack: Stack) -> None:
