@@ -55,11 +55,14 @@ format: python ## Format the code and apply the linter's safe fixes
 	@.venv/bin/ruff format .
 	.venv/bin/ruff check --fix .
 
-bench: python ## Reserved for benchmarks: lists those that exist
-	@$(py) -m scripts.bench
+bench: setup-run ## Start, commands, lists, rest and history against their budgets; ARGS="--runs 10"
+	@exec $(py) -m benchmarks.budgets $(ARGS)
 
-bench-recovery: setup-run ## 300 random kills of the control plane's parts: what holds and how soon; ARGS="--kills 50"
-	@exec $(py) -m scripts.bench_recovery $(ARGS)
+bench-recovery: setup-run ## 300 random kills, container and host trouble, long lives; ARGS="--kills 50" for the kills
+	@$(py) -m benchmarks.trouble
+	$(py) -m benchmarks.kills $(ARGS)
+	DESKTOP_MODEL_EXAMPLES=30 DESKTOP_CYCLES=1000 exec $(py) -m pytest -n 2 tests/workflows/test_model.py \
+	    tests/workflows/test_long_life.py
 
 lock: ## Write the requirement files anew from pyproject.toml; UPGRADE=1 takes newer versions
 	@scripts/lock.sh

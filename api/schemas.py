@@ -84,6 +84,10 @@ def _optional(schema: dict[str, Any]) -> None:
     schema.pop("default", None)
 
 
+Source = Literal["workflow", "inventory", "expected"]
+"""Where the state of an environment in an answer comes from."""
+
+
 class LimitsChange(Body):
     """Resource limits; absent ones stay as they are, and begin with the host's defaults."""
 
@@ -213,8 +217,9 @@ class EnvironmentDetail(Environment):
     """One environment in full."""
 
     phases: dict[str, float] = Field(description="Milliseconds of each phase of the latest start.")
-    source: Literal["workflow", "inventory"] = Field(
-        description="`inventory` when no worker answered: the state as last recorded."
+    source: Source = Field(
+        description="`inventory` when no worker answered: the state as last recorded. `expected` in the answer to a "
+        "command that is not waited for: what it makes of that."
     )
     settled: bool = Field(description="Nothing is under way and no retry is scheduled.")
     recovery: Recovery = Field(description="How an error ends.")
@@ -227,7 +232,7 @@ class EnvironmentDetail(Environment):
     def from_view(
         cls,
         view: EnvironmentView,
-        source: Literal["workflow", "inventory"],
+        source: Source,
         last_seen_at: datetime | None,
     ) -> "EnvironmentDetail":
         """From the workflow's answer, or the inventory's in its place."""

@@ -9,7 +9,7 @@ import logging
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any
 from uuid import uuid4
 
 from sqlmodel import Session
@@ -23,6 +23,7 @@ from api.schemas import (
     EnvironmentPatch,
     LimitsChange,
     ResetBody,
+    Source,
 )
 from inventory import audit as audited
 from inventory import defaults, environments, events, hosts
@@ -49,8 +50,6 @@ logger = logging.getLogger(__name__)
 RECORD_SECONDS = 1.0
 """How long "running" is held back until it is recorded; dispatch and takeover go by the record."""
 RECORD_STEP_SECONDS = 0.01
-GLANCE_SECONDS = 0.03
-"""How long an accepted command waits to say what became of it; a busy worker must not make accepting slow."""
 HEARTBEAT_SECONDS = 1.0
 
 
@@ -371,25 +370,25 @@ async def _outcome(
     """The environment after an accepted command; what goes wrong from here on does not undo that.
 
     Args:
-        expected: shown when the workflow does not answer in time.
+        expected: what the command makes of the record; shown when the workflow does not answer in time, and without
+            `wait_seconds`: it is busy with the command now, and asking it would make accepting slow.
     """
     seen = row.last_seen_at if row else None
-    source: Literal["workflow", "inventory"] = "workflow"
+    source: Source = "expected"
     view, gone = expected, False
-    try:
-        if wait_seconds:
-            request = AwaitSettled(after_request_id=request_id, timeout_seconds=wait_seconds)
-            view = await services.workflows.await_settled(environment_id, request)
-        else:
-            view = await services.workflows.view(environment_id, GLANCE_SECONDS)
-        gone = view.deleted
-    except NotFound:
-        # It was there a moment ago: its workflow has ended, as only a deleted environment's does.
-        source, gone = "inventory", True
-    except (Unavailable, Conflict) as error:
-        logger.info("the outcome of a command to %s is not known yet: %s", environment_id, error)
+    if wait_seconds:
         source = "inventory"
+        request = AwaitSettled(after_request_id=request_id, timeout_seconds=wait_seconds)
+        try:
+            view = await services.workflows.await_settled(environment_id, request)
+            source, gone = "workflow", view.deleted
+        except NotFound:
+            # It was there a moment ago: its workflow has ended, as only a deleted environment's does.
+            gone = True
+        except (Unavailable, Conflict) as error:
+            logger.info("the outcome of a command to %s is not known yet: %s", environment_id, error)
     if view is None:
+        source = "workflow"
         with contextlib.suppress(Unavailable):
             view = await services.workflows.view(environment_id)
     if view is None:

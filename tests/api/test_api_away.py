@@ -104,7 +104,7 @@ async def test_no_control_worker_accepts_and_shows_the_record(tmp_path: Path) ->
         for name in ("start", "stop", "reset"):
             answer = await http.post(f"{path}/{name}")
             assert answer.status_code == 202, answer.text
-            assert answer.json()["environment"]["source"] == "inventory"
+            assert answer.json()["environment"]["source"] == "expected"
         waited = await http.post(f"{path}/start?wait=1")
         assert waited.status_code == 202
         shown = await http.get(path)

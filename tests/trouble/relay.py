@@ -43,6 +43,7 @@ class Relay:
 
     Attributes:
         hang: what connects is accepted and never answered. delay: seconds added to each request.
+        requests: how many have come.
     """
 
     def __init__(self) -> None:
@@ -51,6 +52,7 @@ class Relay:
         self.url = f"unix://{self.path}"
         self.hang = False
         self.delay = 0.0
+        self.requests = 0
         self._holds: list[Hold] = []
         self._server: socket.socket | None = None
         self._open: set[socket.socket] = set()
@@ -137,6 +139,7 @@ class Relay:
             target.shutdown(socket.SHUT_WR)
 
     def _on_request(self, line: str, held: list[Hold]) -> None:
+        self.requests += 1
         if self.delay:
             time.sleep(self.delay)
         for hold in list(self._holds):

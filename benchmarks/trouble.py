@@ -1,14 +1,10 @@
-"""How fast container trouble is over, at the real stack: `python -m scripts.bench_trouble [--runs N] [--part NAME …]`.
+"""How fast container trouble is over, at the real stack: `python -m benchmarks.trouble [--runs N] [--part NAME …]`.
 
 Every table has the median, p95, n and, where there is one, the floor: the same thing done by hand in the same run.
 """
 
 import argparse
-import os
-import platform
 import random
-import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -21,31 +17,12 @@ from uuid import uuid4
 
 from activities.probes import prove_novnc, prove_rfb
 from activities.steps import Step
+from benchmarks.report import Table, machine
 from tests.e2e.stack import IMAGE
 from tests.trouble.field import PARTS, Field, prepared_field, within
 from tests.trouble.registry import slow_registry
 
 LABEL = {"desktop-environments.test": "trouble"}
-
-
-class Table:
-    """Rows of measurements, seconds; printed as Markdown as they come, with the machine's load at the end of each."""
-
-    def __init__(self, title: str) -> None:
-        print(
-            f"\n### {title}\n\n| what | median | p95 | n | budget p95 | load |\n|---|---|---|---|---|---|",
-            flush=True,
-        )
-
-    def row(self, what: str, seconds: list[float], budget: str = "") -> None:
-        """One measurement."""
-        ranked = sorted(seconds)
-        p95 = ranked[min(len(ranked) - 1, int(0.95 * len(ranked)))]
-        median = statistics.median(ranked)
-        load = os.getloadavg()[0]
-        print(
-            f"| {what} | {median:.3f} s | {p95:.3f} s | {len(ranked)} | {budget} | {load:.1f} |", flush=True
-        )
 
 
 class Bench:
@@ -58,8 +35,8 @@ class Bench:
     def recovery(self) -> None:
         """Noticed, and usable again, by what happened to the container."""
         field, table = self._field, Table("Container trouble: noticed and usable again")
-        table.row("floor: `docker kill` until Docker's `die` event", self._die_floor())
-        table.row("floor: container by hand until RFB and noVNC answer", self._start_floor())
+        killed = table.floor("`docker kill` until Docker's `die` event", self._die_floor())
+        started = table.floor("container by hand until RFB and noVNC answer", self._start_floor())
         ways: dict[str, Callable[[str], Callable[[], Any]]] = {
             "docker kill": lambda found: field.container(found).kill,
             "docker rm -f": lambda found: partial(field.container(found).remove, force=True),
@@ -73,8 +50,8 @@ class Bench:
                 environment_id = field.running()
                 seen.append(field.recover(environment_id, trouble(environment_id)))
                 field.delete(environment_id)
-            table.row(f"{way}: noticed", [one.noticed for one in seen], "1 s")
-            table.row(f"{way}: usable again", [one.usable for one in seen], "3 s")
+            table.row(f"{way}: noticed", [one.noticed for one in seen], "p95 1 s", floor=killed)
+            table.row(f"{way}: usable again", [one.usable for one in seen], "p95 3 s", floor=killed + started)
             late = [one for one in seen if one.noticed > 1]
             print(f"<!-- {way}: reads before noticed {sum(one.reads for one in seen)}, late {len(late)} -->")
 
@@ -94,7 +71,7 @@ class Bench:
             gone.append(time.monotonic() - began)
             field.check_nothing_left(environment_id)
         table.row("delete accepted", answered)
-        table.row("container gone, tombstone written", gone, "3 s")
+        table.row("container gone, tombstone written", gone, "p95 3 s")
         count, began = 200, time.monotonic()
         pauses = [chance.uniform(0, 2) for _ in range(count)]
 
@@ -241,18 +218,6 @@ def _mend(field: Field, way: str) -> None:
         field.relay.up()
     else:
         field.relay.hang = False
-
-
-def machine() -> str:
-    """The machine, in a line."""
-    docker = subprocess.run(
-        ["docker", "version", "--format", "{{.Server.Version}}"], capture_output=True, text=True, check=True
-    ).stdout.strip()
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return (
-        f"{os.cpu_count()} cores, {memory:.0f} GiB, {platform.system()} {platform.release()}, Docker {docker}, "
-        f"Python {platform.python_version()}, load before {os.getloadavg()[0]:.1f}"
-    )
 
 
 def main() -> None:

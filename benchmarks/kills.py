@@ -1,4 +1,4 @@
-"""`make bench-recovery`: hundreds of kills at random moments under load; what holds after each, and how soon.
+"""Hundreds of kills at random moments under load; what holds after each, and how soon.
 
 Several control planes, each a process of its own, are disturbed at the same time, since most of a recovery is waiting.
 A violated invariant ends the run with exit code 1 and says what did not fit. `docs/reliability.md` explains the table.
@@ -10,15 +10,14 @@ import os
 import platform
 import random
 import signal
-import statistics
 import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 
+from benchmarks.report import middle_and_p95
 from scripts.machine import ROOT
 from tests.chaos.invariants import converge, no_failed_tasks, replayable
 from tests.chaos.load import Load
@@ -55,7 +54,7 @@ class Run:
 
 def main() -> int:
     """Run it; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="make bench-recovery", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.kills", description=__doc__)
     parser.add_argument("--kills", type=int, default=300, help="in all (default: 300)")
     parser.add_argument("--planes", type=int, default=3, help="control planes at the same time (default: 3)")
     parser.add_argument(
@@ -146,10 +145,10 @@ def report(runs: list[Run], seed: int, seconds: float) -> str:
         if not by[name]:
             continue
         serves, agrees = [k.serves for k in by[name]], [k.agrees for k in by[name]]
-        times = (*_middle_and_p95(serves), *_middle_and_p95(agrees), max(agrees))
+        times = (*middle_and_p95(serves), *middle_and_p95(agrees), max(agrees))
         lines.append(f"| {name} | {len(by[name])} | " + " | ".join(f"{t:.1f} s" for t in times) + " |")
     answered = [seconds for run in runs for seconds in run.command_seconds]
-    median, p95 = _middle_and_p95(answered) if answered else (0.0, 0.0)
+    median, p95 = middle_and_p95(answered) if answered else (0.0, 0.0)
     lost = "see below" if any(run.violation for run in runs) else "none of those lost"
     lines += [
         "",
@@ -162,7 +161,7 @@ def report(runs: list[Run], seed: int, seconds: float) -> str:
 
 
 def _in_parallel(shares: list[tuple[int, int]], seconds: float) -> list[Run]:
-    command = [sys.executable, "-m", "scripts.bench_recovery", "--one", f"--seconds={seconds}"]
+    command = [sys.executable, "-m", "benchmarks.kills", "--one", f"--seconds={seconds}"]
     children = [
         subprocess.Popen(
             [*command, f"--seed={seed}", f"--kills={kills}"], cwd=ROOT, stdout=subprocess.PIPE, text=True
@@ -202,11 +201,6 @@ def _keep_evidence(plane: Plane, name: str, message: str) -> None:
 
 def _since(moment: datetime) -> float:
     return (datetime.now(UTC) - moment).total_seconds()
-
-
-def _middle_and_p95(values: Iterable[float]) -> tuple[float, float]:
-    ordered = sorted(values)
-    return statistics.median(ordered), ordered[min(len(ordered) - 1, int(len(ordered) * 0.95))]
 
 
 if __name__ == "__main__":
