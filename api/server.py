@@ -13,15 +13,12 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from ipaddress import ip_network
 
-import docker
 import uvicorn
-from docker.errors import DockerException
-from requests.exceptions import RequestException
 from sqlalchemy import Engine
 from starlette.types import ASGIApp
 
+from activities.bridge import bridge_address
 from api import temporal
 from api.app import create_admin_app
 from api.credentials import AdminCredentials
@@ -37,7 +34,6 @@ logger = logging.getLogger(__name__)
 SHUTDOWN_SECONDS = 2
 """How long open requests may take to end once the process is told to."""
 LOOPBACK = "127.0.0.1"
-DOCKER_SECONDS = 5
 
 _TAKEOVER_TOKEN = re.compile(r"(desktop-takeover(?:/|%2F)s(?:/|%2F))[^/%?&\s\"]+", re.IGNORECASE)
 
@@ -100,7 +96,7 @@ async def serve(settings: ApiSettings, engine: Engine) -> None:
     Raises:
         ListenError: an address is in use or cannot be used.
     """
-    node_host = settings.node_host or await asyncio.to_thread(bridge_address)
+    node_host = settings.node_host or await asyncio.to_thread(node_address)
     with contextlib.ExitStack() as sockets:
         admin_socket = sockets.enter_context(bind("ADMIN", settings.admin_host, settings.admin_port))
         node_socket = sockets.enter_context(bind("NODE", node_host, settings.node_port))
@@ -138,40 +134,19 @@ def make_services(settings: ApiSettings, engine: Engine, workflows: temporal.Wor
     return Services(settings, engine, admin, workflows, gateway)
 
 
-def bridge_address() -> str:
-    """The address under which sandboxes reach this machine: the gateway of Docker's default bridge.
+def node_address() -> str:
+    """Where the node listener listens unless told otherwise: Docker's bridge, which sandboxes reach.
 
-    The loopback address when no engine answers, for machines that run no sandbox.
+    The loopback address where there is none, for machines that run no sandbox.
     """
-    try:
-        client = docker.from_env(timeout=DOCKER_SECONDS)
-        try:
-            network = client.networks.get("bridge")
-        finally:
-            client.close()
-        for pool in (network.attrs.get("IPAM") or {}).get("Config") or []:
-            # Some engines leave the gateway out of a bridge they found in place: the first address then.
-            address = pool.get("Gateway") or str(ip_network(pool["Subnet"])[1])
-            if _is_own(address):
-                return str(address)
-        reason = "its bridge network has no gateway address on this machine"
-    except (DockerException, RequestException, KeyError, ValueError, IndexError) as error:
-        reason = str(error).splitlines()[0][:200]
-    logger.warning(
-        "no Docker engine tells the bridge's address (%s): the node listener is on %s, where sandboxes "
-        "cannot reach it; set DESKTOP_NODE_HOST",
-        reason,
-        LOOPBACK,
-    )
-    return LOOPBACK
-
-
-def _is_own(address: str) -> bool:
-    try:
-        bind("NODE", address, 0).close()
-    except ListenError:
-        return False
-    return True
+    address = bridge_address()
+    if address is None:
+        logger.warning(
+            "there is no Docker bridge here: the node listener is on %s, where sandboxes cannot reach it; "
+            "set DESKTOP_NODE_HOST",
+            LOOPBACK,
+        )
+    return address or LOOPBACK
 
 
 def configure_logging(level: str) -> None:

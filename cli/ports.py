@@ -1,11 +1,9 @@
 """Which addresses the stack listens on: the remembered ones, else the usual ones, else free ones."""
 
 import fcntl
-import ipaddress
 import os
 import random
 import socket
-import struct
 import tempfile
 import time
 from collections.abc import Iterator
@@ -21,7 +19,6 @@ USUAL_TEMPORAL_HTTP = 7243
 
 _FREE_RANGE = range(20000, 30000)
 """Below Linux' ephemeral ports, so that no outgoing connection takes a remembered port meanwhile."""
-_SIOCGIFADDR = 0x8915
 
 
 def is_free(host: str, port: int) -> bool:
@@ -74,32 +71,6 @@ def nobody_else_chooses() -> Iterator[None]:
         os.close(descriptor)
 
 
-def bridge_address() -> str | None:
-    """Address of Docker's default bridge, which sandboxes reach as `host-gateway`; None without Docker."""
-    interface = "docker0"
-    subnet_gateway: str | None = None
-    try:
-        import docker
-        from docker.errors import DockerException
-        from requests.exceptions import RequestException
-    except ImportError:
-        return _interface_address(interface)
-    try:
-        client = docker.from_env(timeout=5)
-        try:
-            bridge = client.networks.get("bridge").attrs
-        finally:
-            client.close()
-    except (DockerException, RequestException, OSError):
-        return _interface_address(interface)
-    interface = (bridge.get("Options") or {}).get("com.docker.network.bridge.name", interface)
-    for entry in (bridge.get("IPAM") or {}).get("Config") or []:
-        gateway = entry.get("Gateway")
-        if gateway and ipaddress.ip_address(gateway).version == 4:
-            subnet_gateway = gateway
-    return subnet_gateway or _interface_address(interface)
-
-
 def plan(
     remembered: Endpoints | None,
     *,
@@ -150,14 +121,3 @@ def plan(
         temporal_ui_port=pick(loopback, USUAL_TEMPORAL_UI, last.temporal_ui_port if last else None),
         temporal_http_port=pick(loopback, USUAL_TEMPORAL_HTTP, last.temporal_http_port if last else None),
     )
-
-
-def _interface_address(interface: str) -> str | None:
-    """IPv4 address of a network interface, or None."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
-        request = struct.pack("256s", interface.encode()[:15])
-        try:
-            answer = fcntl.ioctl(control.fileno(), _SIOCGIFADDR, request)
-        except OSError:
-            return None
-    return socket.inet_ntoa(answer[20:24])

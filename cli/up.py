@@ -17,6 +17,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from activities.bridge import bridge_address
 from cli import ports, stack, state
 from cli.exits import CliError, ExitCode
 from cli.logfiles import tail
@@ -96,7 +97,7 @@ def _bridge(remembered: Endpoints | None) -> str | None:
     """The address of Docker's bridge, once it can be listened on; None when there is none."""
     deadline = time.monotonic() + _BRIDGE_PATIENCE
     while True:
-        address = ports.bridge_address() or (remembered.node_host if remembered else None)
+        address = bridge_address() or (remembered.node_host if remembered else None)
         if address is not None and ports.is_free(address, 0):
             return address
         # Without Docker there is nothing to wait for; while it starts, the interface comes a moment later.

@@ -15,7 +15,7 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
-from api.server import bind, bridge_address
+from api.server import bind, node_address
 from tests.api.stack import ADMIN_TOKEN, BEARER, fresh_inventory
 from tests.support.waiting import eventually
 
@@ -102,8 +102,8 @@ async def test_an_address_in_use_is_one_line(tmp_path: Path, which: str) -> None
     assert err.count("\n") == 1 and f"127.0.0.1:{port}" in err and f"DESKTOP_{which}_PORT" in err
 
 
-def test_bridge_address_is_this_machines_own() -> None:
-    bind("NODE", bridge_address(), 0).close()
+def test_node_address_is_this_machines_own() -> None:
+    bind("NODE", node_address(), 0).close()
 
 
 def test_answers_are_not_held_back_by_the_socket() -> None:

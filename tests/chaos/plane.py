@@ -15,6 +15,7 @@ import docker
 from docker.errors import APIError, NotFound
 from sqlalchemy import Engine
 
+from activities.bridge import bridge_address
 from cli import ports, stack
 from cli.state import Endpoints, new_admin_token
 from inventory.engine import make_engine
@@ -141,7 +142,7 @@ def control_plane(database_url: str = "") -> Iterator[Plane]:
 
 def _endpoints() -> Endpoints:
     loopback, taken = "127.0.0.1", set[int]()
-    bridge = ports.bridge_address()
+    bridge = bridge_address()
     assert bridge is not None, "Docker's bridge is not there"
 
     def free(host: str) -> int:

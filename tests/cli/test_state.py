@@ -180,7 +180,7 @@ def test_without_a_bridge_the_remembered_address_is_kept(
         monkeypatch.delenv(name)
     monkeypatch.setenv("DESKTOP_STATE_DIR", str(tmp_path))
     monkeypatch.setattr(up, "_BRIDGE_PATIENCE", 0.0)
-    monkeypatch.setattr(ports, "bridge_address", lambda: None)
+    monkeypatch.setattr(up, "bridge_address", lambda: None)
     state.prepare(tmp_path)
     first = up.prepare(tmp_path)
     assert first.problem is not None
@@ -193,7 +193,7 @@ def test_without_a_bridge_the_remembered_address_is_kept(
     assert again.endpoints.node_host == LOOPBACK
     assert state.read_endpoints(tmp_path) == replace(again.endpoints, node_host="203.0.113.7", node_port=8788)
 
-    monkeypatch.setattr(ports, "bridge_address", lambda: "127.0.0.2")
+    monkeypatch.setattr(up, "bridge_address", lambda: "127.0.0.2")
     moved = up.prepare(tmp_path)
     assert moved.problem is None
     assert moved.note is not None

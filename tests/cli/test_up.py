@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from activities.bridge import bridge_address
 from cli import ports, state
 from cli.exits import ExitCode
 from cli.state import Endpoints
@@ -62,7 +63,7 @@ def state_dir(tmp_path: Path) -> Path:
     directory = tmp_path / "state"
     state.prepare(directory)
     taken: set[int] = set()
-    host = ports.bridge_address() or "127.0.0.1"
+    host = bridge_address() or "127.0.0.1"
     numbers = [ports.choose(host, [], taken) for _ in range(5)]
     endpoints = Endpoints(
         temporal_port=numbers[0],
