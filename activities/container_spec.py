@@ -177,7 +177,7 @@ def refuse_open_network(found: list[dict[str, Any]]) -> None:
                 f"Docker network {network['Name']} lets containers reach each other: remove it, so that it is "
                 "made anew without, or set DESKTOP_NETWORK to another name"
             )
-            raise failure(ErrorCode.START_FAILED, message, phase="start_container", non_retryable=True)
+            raise failure(ErrorCode.START_FAILED, message, phase="start_container", lasting=True)
 
 
 def selinux_enforcing() -> bool:
@@ -197,7 +197,7 @@ def _refuse_above(most: Limits | None, spec: EnvironmentSpec, generation: int) -
             f"limits: {beyond} of this host; change the environment's limits",
             phase="start_container",
             generation=generation,
-            non_retryable=True,
+            lasting=True,
         )
 
 

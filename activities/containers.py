@@ -274,12 +274,18 @@ class Containers:
 
     def _refuse_stranger(self, container: Inspection, environment_id: str, generation: int) -> None:
         name = container_name(environment_id)
-        if not is_ours(container, self._config.host_id, environment_id):
+        stranger = not is_ours(container, self._config.host_id, environment_id)
+        if stranger:
             message = f"a container named {name} exists that this host did not make; remove or rename it"
         elif generation_of(container) > generation:
             message = f"a container of generation {generation_of(container)} exists; {generation} is over"
         else:
             return
         raise failure(
-            ErrorCode.START_FAILED, message, phase=_PHASE, generation=generation, non_retryable=True
+            ErrorCode.START_FAILED,
+            message,
+            phase=_PHASE,
+            generation=generation,
+            non_retryable=True,
+            lasting=stranger,
         )

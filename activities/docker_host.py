@@ -13,10 +13,11 @@ from activities.credentials import mint_node_token
 from activities.engine import DOCKER_ERRORS, Engine, docker_failure
 from activities.failures import failure
 from activities.guards import Guards
+from activities.homes import Homes
 from activities.host import HostMonitor
 from activities.hostfiles import EnvironmentFiles, environment_files, remove_tree
 from activities.identity import prepare_identity
-from activities.images import ensure_image
+from activities.images import ensure_image, ready_image
 from activities.inspection import generation_of
 from activities.interface import HostActivities
 from activities.logs import log_tail
@@ -43,6 +44,7 @@ class DockerHostActivities(HostActivities):
         self._engine = Engine(config.docker_host)
         self._guards = Guards()
         self._containers = Containers(self._engine, config, self._guards)
+        self._homes = Homes(config)
         self._control_plane = control_plane
 
     def close(self) -> None:
@@ -59,17 +61,26 @@ class DockerHostActivities(HostActivities):
         )
 
     @activity.defn(no_thread_cancel_exception=True)
-    def prepare_identity(self, request: m.PrepareIdentity) -> m.Identity:
-        """Files only; Docker need not answer."""
+    def prepare_identity(self, request: m.PrepareIdentity) -> m.Prepared:
+        """Files first; Docker has to answer only where the request asks for the image."""
         environment_id, generation = request.environment_id, request.generation
 
-        def work(step: Step) -> m.Identity:
+        def work(step: Step) -> m.Prepared:
             files = self._files(environment_id)
             with self._guards.only(environment_id, step):
                 self._guards.refuse_gone(environment_id, generation, "prepare_identity")
-                return prepare_identity(files, generation, request.rotate)
+                identity = prepare_identity(files, generation, request.rotate)
+                self._homes.begin(files)
+                token = None
+                if request.ttl_seconds > 0:
+                    token = mint_node_token(files, generation, request.ttl_seconds)
+            image = None
+            if request.image_ref is not None:
+                step.progress = f"looking for image {request.image_ref}"
+                image = ready_image(self._engine, request.image_ref, generation)
+            return m.Prepared(**identity.model_dump(), token=token, image=image)
 
-        return _run("prepare_identity", request.generation, work)
+        return _run("prepare_identity", generation, work)
 
     @activity.defn(no_thread_cancel_exception=True)
     def mint_node_token(self, request: m.MintNodeToken) -> m.NodeToken:
@@ -139,7 +150,7 @@ class DockerHostActivities(HostActivities):
         def work(step: Step) -> None:
             files = self._files(environment_id)
             if request.everything:
-                self._guards.mark_gone(environment_id)
+                self._guards.mark_gone(environment_id, generation)
             with self._guards.only(environment_id, step):
                 if self._newer_or_refused(environment_id, generation):
                     return

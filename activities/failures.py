@@ -26,12 +26,14 @@ def failure(
     oom_killed: bool = False,
     log_tail: Sequence[str] = (),
     non_retryable: bool | None = None,
+    lasting: bool = False,
 ) -> ApplicationError:
     """The failure of a host activity: its `type` is the code, its one detail a `LastError` as a JSON object.
 
     Args:
         message: what happened and what to do, one line, no secret.
         non_retryable: None for what the code says.
+        lasting: neither another attempt nor a new generation can succeed: an operator has to mend it first.
     """
     detail = LastError(
         code=code,
@@ -42,8 +44,9 @@ def failure(
         exit_code=exit_code,
         oom_killed=oom_killed,
         log_tail=list(log_tail),
+        lasting=lasting,
     )
-    final = code in NEVER_REPEATED if non_retryable is None else non_retryable
+    final = lasting or (code in NEVER_REPEATED if non_retryable is None else non_retryable)
     return ApplicationError(
         message,
         detail.model_dump(mode="json"),

@@ -24,7 +24,7 @@ class Guards:
         self._lock = threading.Lock()
         self._locks: dict[str, threading.Lock] = {}
         self._removed_up_to: dict[str, int] = {}
-        self._gone: set[str] = set()
+        self._gone: dict[str, int] = {}
         self._expected: OrderedDict[str, None] = OrderedDict()
         self._watched: dict[str, int] = {}
 
@@ -57,15 +57,18 @@ class Guards:
                 ErrorCode.START_FAILED, message, phase=phase, generation=generation, non_retryable=True
             )
 
-    def mark_gone(self, environment_id: str) -> None:
-        """The environment is deleted: no step makes anything for it again."""
+    def mark_gone(self, environment_id: str, generation: int) -> None:
+        """The environment is deleted: no step of this generation or an older one makes anything for it again.
+
+        A newer one may: an environment whose workflow was terminated by hand can be given another one.
+        """
         with self._lock:
-            self._gone.add(environment_id)
+            self._gone[environment_id] = max(self._gone.get(environment_id, -1), generation)
 
     def refuse_gone(self, environment_id: str, generation: int, phase: str) -> None:
         """Raise the failure `internal` when the environment's host directory was deleted."""
         with self._lock:
-            gone = environment_id in self._gone
+            gone = generation <= self._gone.get(environment_id, -1)
         if gone:
             message = "the environment was deleted from this host"
             raise failure(ErrorCode.INTERNAL, message, phase=phase, generation=generation, non_retryable=True)

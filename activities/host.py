@@ -121,8 +121,11 @@ class HostMonitor:
             if told != known and await self._send_health(record):
                 known = told
             # Not `asyncio.wait_for`: Python 3.11's loses a cancellation that comes together with the event.
+            # An engine that is away is asked again at once: one that hangs keeps the question, and answers it as soon
+            # as it can.
+            pause = PROBE_SECONDS if record.docker_available else RECONNECT_SECONDS
             try:
-                async with asyncio.timeout(PROBE_SECONDS):
+                async with asyncio.timeout(pause):
                     await self._probe_now.wait()
             except TimeoutError:
                 continue
@@ -307,7 +310,7 @@ class HostMonitor:
             try:
                 await self._sweep.run(self._report_found, self._tell)
                 return
-            except (*DOCKER_ERRORS, Unreachable, ApplicationError) as error:
+            except (*DOCKER_ERRORS, Unreachable, ApplicationError, OSError) as error:
                 log.warning("sweep not complete: %s", error)
                 await asyncio.sleep(RETRY_SECONDS)
 

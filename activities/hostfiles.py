@@ -23,6 +23,11 @@ class EnvironmentFiles:
     home: Path
 
     @property
+    def owner(self) -> Path:
+        """Of which host and which installation the directory is."""
+        return self.home / "owner.json"
+
+    @property
     def runtime_home(self) -> Path:
         """Mounted as the node's home, writable."""
         return self.home / "runtime-home"
@@ -78,11 +83,11 @@ def environment_files(state_dir: Path, environment_id: str) -> EnvironmentFiles:
         ApplicationError: the id is not one, so that it could name another directory.
     """
     if not is_environment_id(environment_id):
-        raise failure(ErrorCode.INTERNAL, "not an environment id", non_retryable=True)
+        raise failure(ErrorCode.INTERNAL, "not an environment id", lasting=True)
     home = state_dir / "desktop-environments" / environment_id
     if home.is_symlink():
         message = f"{home} is a symbolic link; remove it"
-        raise failure(ErrorCode.INTERNAL, message, non_retryable=True)
+        raise failure(ErrorCode.INTERNAL, message, lasting=True)
     return EnvironmentFiles(home)
 
 
@@ -90,7 +95,7 @@ def make_directory(path: Path) -> None:
     """Have the directory with mode 0700, whatever the umask; parents are made as well."""
     path.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
     if path.is_symlink():
-        raise failure(ErrorCode.INTERNAL, f"{path} is a symbolic link; remove it", non_retryable=True)
+        raise failure(ErrorCode.INTERNAL, f"{path} is a symbolic link; remove it", lasting=True)
     if path.stat().st_mode & 0o777 != DIRECTORY_MODE:
         path.chmod(DIRECTORY_MODE)
 

@@ -48,7 +48,7 @@ def prepare_identity(files: EnvironmentFiles, generation: int, rotate: bool) -> 
             message,
             phase="prepare_identity",
             generation=generation,
-            non_retryable=True,
+            lasting=True,
         )
     return known
 

@@ -56,6 +56,25 @@ class RegistryUnreachable(Exception):
     """The registry did not answer; the message is Docker's."""
 
 
+def ready_image(engine: Engine, image_ref: str, generation: int) -> ImageReady | None:
+    """The image where it is on the host and can be used as it is; None where `ensure_image` has something to do, or
+    something to say.
+
+    Raises:
+        ApplicationError: `docker_unavailable` or `start_failed`.
+    """
+    if not image_ref.strip():
+        return None
+    try:
+        architecture = engine.architecture()
+        image = inspect_image(engine, image_ref)
+    except DOCKER_ERRORS as error:
+        raise docker_failure(error, _PHASE, generation) from error
+    if image is None or _no_sandbox(image, image_ref, architecture) is not None:
+        return None
+    return ImageReady(image_id=image["Id"], user=image_user(image))
+
+
 def ensure_image(engine: Engine, image_ref: str, generation: int, step: Step) -> ImageReady:
     """Look the image up, pull it when it is missing or of another platform.
 
@@ -108,14 +127,20 @@ def _fits(image: dict[str, Any], architecture: str) -> bool:
 def _refuse_what_is_no_sandbox(
     image: dict[str, Any], image_ref: str, architecture: str, generation: int
 ) -> None:
+    message = _no_sandbox(image, image_ref, architecture)
+    if message is not None:
+        raise failure(ErrorCode.IMAGE_MISMATCH, message, phase=_PHASE, generation=generation)
+
+
+def _no_sandbox(image: dict[str, Any], image_ref: str, architecture: str) -> str | None:
+    """Why no sandbox can be made of the image; None where one can."""
     if not _fits(image, architecture):
         platform = f"{image.get('Os')}/{image.get('Architecture')}"
-        message = f"image {image_ref} is for {platform}, this host runs linux/{architecture}"
-        raise failure(ErrorCode.IMAGE_MISMATCH, message, phase=_PHASE, generation=generation)
+        return f"image {image_ref} is for {platform}, this host runs linux/{architecture}"
     config = image.get("Config") or {}
     if not config.get("Cmd") and not config.get("Entrypoint"):
-        message = f"image {image_ref} starts no command of its own, so it cannot be a sandbox"
-        raise failure(ErrorCode.IMAGE_MISMATCH, message, phase=_PHASE, generation=generation)
+        return f"image {image_ref} starts no command of its own, so it cannot be a sandbox"
+    return None
 
 
 def _missing(image_ref: str, generation: int, detail: str) -> Exception:

@@ -25,13 +25,20 @@ class HostActivities(ABC):
 
     @activity.defn
     @abstractmethod
-    def prepare_identity(self, request: m.PrepareIdentity) -> m.Identity:
-        """Make or read the device identity, and the host directories (protocol section 8.1)."""
+    def prepare_identity(self, request: m.PrepareIdentity) -> m.Prepared:
+        """Make or read the device identity, and the host directories (protocol section 8.1).
+
+        When asked to, mint the node token and look for the image as well: a start whose image is there needs nothing
+        more before its container.
+        """
 
     @activity.defn
     @abstractmethod
     def mint_node_token(self, request: m.MintNodeToken) -> m.NodeToken:
-        """Write a fresh token for this generation to the token file and report its hash."""
+        """Write a fresh token for this generation to the token file and report its hash.
+
+        Part of `prepare_identity`; by itself for workflows of an older version, and for hosts of one.
+        """
 
     @activity.defn
     @abstractmethod
@@ -70,8 +77,8 @@ class ControlActivities(ABC):
     @activity.defn
     @abstractmethod
     def record_environment(self, record: m.EnvironmentRecord) -> m.Recorded:
-        """Write the projection unless a newer revision is there, and the timeline entries that are not; what is there
-        then.
+        """Write the projection unless a newer revision is there, the timeline entries that are not, and register or
+        end the credentials it names; what is there then.
         """
 
     @activity.defn
@@ -82,7 +89,10 @@ class ControlActivities(ABC):
     @activity.defn
     @abstractmethod
     def register_node_token(self, request: m.RegisterNodeToken) -> None:
-        """Make this token the environment's only live one; a repetition changes nothing."""
+        """Make this token the environment's only live one; a repetition changes nothing.
+
+        Part of `record_environment`; by itself where the record is refused, and for workflows of an older version.
+        """
 
     @activity.defn
     @abstractmethod
@@ -92,7 +102,10 @@ class ControlActivities(ABC):
     @activity.defn
     @abstractmethod
     def revoke_credentials(self, request: m.RevokeCredentials) -> None:
-        """End tokens and takeover sessions up to this generation, and the pairing when asked to."""
+        """End tokens and takeover sessions up to this generation, and the pairing when asked to.
+
+        Part of `record_environment`; by itself where the record is refused, and for workflows of an older version.
+        """
 
     @activity.defn
     @abstractmethod

@@ -45,10 +45,18 @@ class SqlControlActivities(ControlActivities):
 
     @activity.defn
     def record_environment(self, record: m.EnvironmentRecord) -> m.Recorded:
-        """Write the projection unless a newer revision is there, and the timeline entries that are not."""
+        """Write the projection unless a newer revision is there, the timeline entries that are not, and register or
+        end the credentials it names, whatever the revision: they are fenced by their generation.
+        """
         with _told_apart(), writing(self._engine) as session:
-            environments.record(session, record, _now())
-            return environments.recorded(session, record.spec.environment_id)
+            now = _now()
+            environments.record(session, record, now)
+            known = environments.recorded(session, record.spec.environment_id)
+            if record.revokes is not None:
+                _revoke(session, record.revokes, now)
+            if record.registers is not None:
+                _register(session, record.registers, now)
+            return known.model_copy(update={"credentials": True})
 
     @activity.defn
     def record_host(self, record: m.HostRecord) -> None:
@@ -60,9 +68,7 @@ class SqlControlActivities(ControlActivities):
     def register_node_token(self, request: m.RegisterNodeToken) -> None:
         """Make this token the environment's only live one; a repetition changes nothing."""
         with _told_apart(), writing(self._engine) as session:
-            if node_tokens.register(session, request, _now()):
-                detail = {"device_id": request.device_id, "expires_at": request.token.expires_at}
-                _audit(session, "node_token.register", request, target=request.token.token_id, detail=detail)
+            _register(session, request, _now())
 
     @activity.defn
     def extend_node_token(self, request: m.ExtendNodeToken) -> None:
@@ -111,6 +117,12 @@ class SqlControlActivities(ControlActivities):
                 return False
             raise
         return True
+
+
+def _register(session: Session, request: m.RegisterNodeToken, now: datetime) -> None:
+    if node_tokens.register(session, request, now):
+        detail = {"device_id": request.device_id, "expires_at": request.token.expires_at}
+        _audit(session, "node_token.register", request, target=request.token.token_id, detail=detail)
 
 
 def _revoke(session: Session, request: m.RevokeCredentials, now: datetime) -> None:

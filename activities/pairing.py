@@ -14,7 +14,15 @@ from activities.guards import Guards
 from activities.hostfiles import EnvironmentFiles
 from activities.inspection import exited, generation_of, parse_docker_time
 from activities.logs import log_tail
-from activities.probes import NodeProof, Paired, TokenRefused, gateway_origin, prove_novnc, prove_rfb
+from activities.probes import (
+    NodeProof,
+    Paired,
+    PairingRefused,
+    TokenRefused,
+    gateway_origin,
+    prove_novnc,
+    prove_rfb,
+)
 from activities.steps import Step, Stopped, background
 from models.errors import ErrorCode
 from models.messages import AwaitNodePairing, NodePaired
@@ -64,8 +72,8 @@ class NodePairing:
 
         Raises:
             ApplicationError: `sandbox_exited` as soon as the container ends, `sandbox_unhealthy` when it is
-                paused, `pairing_timeout`, `docker_unavailable`, or `internal` where the token is not on the
-                host.
+                paused, `pairing_timeout`, at once where an operator has refused the pairing,
+                `docker_unavailable`, or `internal` where the token is not on the host.
         """
         request = self._request
         threads = Step()
@@ -173,6 +181,12 @@ class NodePairing:
         return container
 
     def _told(self, error: Exception) -> Exception:
+        if isinstance(error, PairingRefused):
+            message = (
+                f"an operator has {error.status} the pairing of this environment's node: approve it "
+                f"(POST /pairings/{error.pairing_id}/approve) and start again, or reset with rotate_identity"
+            )
+            return self._failed(ErrorCode.PAIRING_TIMEOUT, message, lasting=True)
         if not isinstance(error, TokenRefused):
             return error
         message = f"the gateway has refused the node's token for {REFUSED_SECONDS} s: it is not registered, or revoked"
@@ -196,9 +210,10 @@ class NodePairing:
             )
             raise self._failed(ErrorCode.IMAGE_MISMATCH, message)
 
-    def _failed(self, code: ErrorCode, message: str) -> Exception:
+    def _failed(self, code: ErrorCode, message: str, *, lasting: bool = False) -> Exception:
+        generation = self._request.generation
         lines = log_tail(self._engine, self._request.container_id) or []
-        return failure(code, message, phase=_PHASE, generation=self._request.generation, log_tail=lines)
+        return failure(code, message, phase=_PHASE, generation=generation, log_tail=lines, lasting=lasting)
 
     def _gateway_url(self) -> str:
         if self._config.gateway_url:

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from urllib.parse import urlsplit
 
 from activities.steps import Step
+from models.pairing import REFUSED
 
 LOOPBACK = "127.0.0.1"
 ANSWER_SECONDS = 2.0
@@ -61,6 +62,17 @@ def prove_novnc(port: int, step: Step) -> datetime:
     raise AssertionError("pauses() is endless")
 
 
+class PairingRefused(Exception):
+    """An operator has denied or revoked the node's pairing: it is connected, and stays unpaired until an operator
+    approves it.
+    """
+
+    def __init__(self, pairing_id: int, status: str) -> None:
+        super().__init__(f"pairing {pairing_id} is {status}")
+        self.pairing_id = pairing_id
+        self.status = status
+
+
 class NodeProof:
     """Waits, as the node itself, until the gateway has it connected and approved.
 
@@ -80,6 +92,7 @@ class NodeProof:
 
         Raises:
             TokenRefused: the gateway answered 401 for `refused_seconds` on end.
+            PairingRefused: an operator has refused this node, which no waiting mends.
             Stopped: nobody waits any more.
         """
         refused_since: float | None = None
@@ -135,6 +148,8 @@ class NodeProof:
         status = pairing.get("status") if isinstance(pairing, dict) else "absent"
         if not body.get("approved"):
             self.state = f"the node is connected, its pairing is {status}"
+            if isinstance(pairing, dict) and status in REFUSED:
+                raise PairingRefused(int(pairing["pairing_id"]), str(status))
             return None
         if not isinstance(node, dict) or not isinstance(pairing, dict):
             raise ValueError("approved without node and pairing")

@@ -1,35 +1,42 @@
-"""The two-way sweep (design decision 10): containers without a workflow go, workflows without a container are
-told.
+"""The two-way sweep (design decision 10): containers and directories without a workflow go, workflows without their
+container are told.
 """
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from typing import Any
 
 from activities.container_spec import HostConfig
 from activities.containers import Containers
+from activities.credentials import read_record
 from activities.daemon_threads import in_daemon_thread
 from activities.engine import Engine
 from activities.guards import Guards
-from activities.hostfiles import environment_files, remove_tree
+from activities.homes import Home, Homes
+from activities.hostfiles import environment_files
+from activities.inspection import generation_of
 from activities.steps import Step
-from activities.temporal_link import ControlPlane, Life
+from activities.temporal_link import ControlPlane, Life, Unreachable
 from models.identifiers import (
     LABEL_ENVIRONMENT,
     LABEL_GENERATION,
     LABEL_HOST,
     LABEL_INSTALLATION,
+    container_name,
     is_environment_id,
 )
-from models.messages import ContainerEvent
+from models.lifecycle import Recovery, Status
+from models.messages import ContainerEvent, EnvironmentView, RemoveContainer
 
 AT_ONCE = 16
-"""Containers looked into at the same time."""
+"""Containers and directories looked into at the same time."""
 
 Report = Callable[[str, str, int, str], Awaitable[None]]
 """Reports `event` of (environment id, container id, generation)."""
+Tell = Callable[[str, ContainerEvent], Awaitable[None]]
+"""Sends an event to an environment."""
 
 log = logging.getLogger(__name__)
 
@@ -50,26 +57,36 @@ class Sweep:
         self._guards = guards
         self._containers = containers
         self._control_plane = control_plane
+        self._homes = Homes(config)
 
-    async def run(self, report: Report, tell: Callable[[str, ContainerEvent], Awaitable[None]]) -> None:
+    async def run(self, report: Report, tell: Tell) -> None:
         """Sweep once.
 
         Args:
             report: reports what was found of a container that exists.
-            tell: sends an event of one that does not.
+            tell: sends an event of what a workflow does not know.
 
         Raises:
             Unreachable: Temporal does not answer; what was found by then is done.
             DOCKER_ERRORS: the engine does not answer.
+            ApplicationError, OSError: a directory cannot be removed, or not be looked at.
         """
+        # What is there is looked at first and its workflow asked after: it was there before anything was.
+        homes = {home.environment_id: home for home in await in_daemon_thread("sweep", self._homes.found)}
         owned = await in_daemon_thread("sweep", self._owned)
         limit = asyncio.Semaphore(AT_ONCE)
 
-        async def one(container: dict[str, Any]) -> None:
+        async def limited(part: Coroutine[Any, Any, None]) -> None:
             async with limit:
-                await self._look_into(container, report)
+                await part
 
-        outcomes = await asyncio.gather(*(one(container) for container in owned), return_exceptions=True)
+        parts = [
+            self._look_into(found, homes.get(found["Labels"][LABEL_ENVIRONMENT]), report, tell)
+            for found in owned
+        ]
+        housed = {found["Labels"][LABEL_ENVIRONMENT] for found in owned}
+        parts += [self._look_at_home(home) for name, home in homes.items() if name not in housed]
+        outcomes = await asyncio.gather(*map(limited, parts), return_exceptions=True)
         await self._tell_those_without(owned, tell)
         for outcome in outcomes:
             if isinstance(outcome, BaseException):
@@ -91,21 +108,53 @@ class Sweep:
             )
         )
 
-    async def _look_into(self, container: dict[str, Any], report: Report) -> None:
-        labels = container["Labels"]
+    # --- what is there
+    # ------------------------------------------------------------------------------------------------
+
+    async def _look_into(
+        self, container: dict[str, Any], home: Home | None, report: Report, tell: Tell
+    ) -> None:
+        labels, container_id = container["Labels"], container["Id"]
         environment_id, generation = labels[LABEL_ENVIRONMENT], int(labels[LABEL_GENERATION])
         life = await self._control_plane.life(environment_id)
         if life is Life.UNKNOWN and not self._marked(labels):
             log.warning(
-                "container %s is left alone: no workflow of %s is known", container["Id"][:12], environment_id
+                "container %s is left alone: no workflow of %s is known", container_id[:12], environment_id
             )
-        elif life is not Life.OPEN:
-            log.warning("removing orphan container %s of %s", container["Id"][:12], environment_id)
-            await in_daemon_thread("orphan", lambda: self._remove_orphan(environment_id, container["Id"]))
-        elif container.get("State") in ("exited", "dead"):
-            await report(environment_id, container["Id"], generation, "exited")
+            return
+        if life is not Life.OPEN:
+            log.warning("removing orphan container %s of %s", container_id[:12], environment_id)
+            await in_daemon_thread(
+                "orphan", partial(self._remove_orphan, environment_id, container_id, generation, home)
+            )
+            return
+        # First, so that nothing is told again and again while no worker takes it in.
+        believed = await self._control_plane.believed(environment_id)
+        if container.get("State") in ("exited", "dead"):
+            await report(environment_id, container_id, generation, "exited")
         elif container.get("State") == "paused":
-            await report(environment_id, container["Id"], generation, "paused")
+            await report(environment_id, container_id, generation, "paused")
+        if believed is None:
+            return
+        if generation > believed.generation:
+            log.warning("%s does not know generation %s, which is here", environment_id, generation)
+            newer = ContainerEvent(generation=generation, event="newer", container_id=container_id)
+            await tell(environment_id, newer)
+            if believed.status is Status.DELETING:
+                # It may end before it has heard of this one, which is then an orphan.
+                raise Unreachable(f"{environment_id} is being deleted; looked at again")
+        elif _wants_none(believed):
+            log.warning("removing container %s of %s, which has none", container_id[:12], environment_id)
+            await in_daemon_thread(
+                "unwanted", partial(self._remove_up_to, environment_id, believed.generation)
+            )
+
+    async def _look_at_home(self, home: Home) -> None:
+        if home.foreign:
+            return
+        life = await self._control_plane.life(home.environment_id)
+        if life is Life.CLOSED or (life is Life.UNKNOWN and home.marked):
+            await in_daemon_thread("orphan", partial(self._remove_home, home))
 
     def _marked(self, labels: dict[str, str]) -> bool:
         """Whether the container was made for the very Temporal namespace that no longer knows its
@@ -113,26 +162,62 @@ class Sweep:
         """
         return bool(self._config.installation) and labels.get(LABEL_INSTALLATION) == self._config.installation
 
-    def _remove_orphan(self, environment_id: str, container_id: str) -> None:
+    def _remove_orphan(
+        self, environment_id: str, container_id: str, generation: int, home: Home | None
+    ) -> None:
         with self._guards.only(environment_id, Step()):
             container = self._containers.find(environment_id)
             if container is None or container["Id"] != container_id:
                 return
-            self._guards.mark_gone(environment_id)
+            self._guards.mark_gone(environment_id, generation)
             self._containers.remove_inspected(container, grace_seconds=1)
-            remove_tree(environment_files(self._config.state_dir, environment_id).home)
+            if home is not None and not home.foreign:
+                self._homes.remove(home)
 
-    async def _tell_those_without(
-        self, owned: list[dict[str, Any]], tell: Callable[[str, ContainerEvent], Awaitable[None]]
-    ) -> None:
-        have = {container["Labels"][LABEL_ENVIRONMENT] for container in owned}
+    def _remove_home(self, home: Home) -> None:
+        environment_id = home.environment_id
+        with self._guards.only(environment_id, Step()):
+            # Whoever made it: a container that is there may use the directory.
+            if self._engine.inspect(container_name(environment_id)) is not None:
+                return
+            record = read_record(environment_files(self._config.state_dir, environment_id))
+            if self._homes.remove(home):
+                log.warning("removed the orphan directory of %s", environment_id)
+                self._guards.mark_gone(environment_id, record.generation if record else 0)
+
+    def _remove_up_to(self, environment_id: str, generation: int) -> None:
+        """As activity `remove_container` does: a container that a newer generation has made since is left."""
+        self._guards.fence(environment_id, generation)
+        with self._guards.only(environment_id, Step()):
+            self._containers.remove(RemoveContainer(environment_id=environment_id, generation=generation))
+
+    # --- what is not there
+    # --------------------------------------------------------------------------------------------
+
+    async def _tell_those_without(self, owned: list[dict[str, Any]], tell: Tell) -> None:
+        have = {
+            container["Labels"][LABEL_ENVIRONMENT]: int(container["Labels"][LABEL_GENERATION])
+            for container in owned
+        }
         for environment_id in await self._control_plane.believed_running(self._config.host_id):
-            if environment_id in have:
+            believed = await self._control_plane.believed(environment_id)
+            if believed is None or believed.status is not Status.RUNNING:
                 continue
-            generation = await self._control_plane.believed_generation(environment_id)
-            if generation is None:
+            if have.get(environment_id) == believed.generation:
                 continue
             # Looked up again: it may have been made since the list was taken.
             there = await in_daemon_thread("sweep", partial(self._containers.find, environment_id))
-            if there is None:
-                await tell(environment_id, ContainerEvent(generation=generation, event="absent"))
+            if there is None or generation_of(there) < believed.generation:
+                # An older one goes with the start that follows.
+                await tell(environment_id, ContainerEvent(generation=believed.generation, event="absent"))
+
+
+def _wants_none(believed: EnvironmentView) -> bool:
+    """Whether the workflow has ended its last generation and made sure of it, so that any container up to it is one
+    that came too late, such as from a worker that was cut off from Temporal. What waits for its host, or is under
+    way, may still want one.
+    """
+    at_rest = believed.status is Status.STOPPED or (
+        believed.status is Status.ERROR and believed.recovery is Recovery.OPERATOR
+    )
+    return believed.settled and believed.operation is None and at_rest

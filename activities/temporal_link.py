@@ -24,6 +24,18 @@ class Life(StrEnum):
     """There is no such workflow, or no longer: closed ones are forgotten after the namespace's retention."""
 
 
+_ENDED = frozenset(
+    {
+        WorkflowExecutionStatus.COMPLETED,
+        WorkflowExecutionStatus.FAILED,
+        WorkflowExecutionStatus.CANCELED,
+        WorkflowExecutionStatus.TERMINATED,
+        WorkflowExecutionStatus.TIMED_OUT,
+    }
+)
+"""By name: what a newer server may call a workflow, paused for one, is no end."""
+
+
 class Unreachable(Exception):
     """Temporal does not answer now; nothing is known."""
 
@@ -43,8 +55,8 @@ class ControlPlane(Protocol):
         """Ids of this host's environments that are recorded `running`; may lag by a moment."""
         ...
 
-    async def believed_generation(self, environment_id: str) -> int | None:
-        """The generation the workflow has `running`, or None where it has none."""
+    async def believed(self, environment_id: str) -> EnvironmentView | None:
+        """The environment as its workflow has it, or None where there is no such workflow."""
         ...
 
 
@@ -73,7 +85,10 @@ class TemporalLink:
             if error.status is RPCStatusCode.NOT_FOUND:
                 return Life.UNKNOWN
             raise Unreachable(error.message) from error
-        return Life.OPEN if described.status is WorkflowExecutionStatus.RUNNING else Life.CLOSED
+        except ValueError:
+            # A status that this version of the SDK has no name for, such as paused: no end either.
+            return Life.OPEN
+        return Life.CLOSED if described.status in _ENDED else Life.OPEN
 
     async def believed_running(self, host_id: str) -> list[str]:
         """See `ControlPlane`."""
@@ -91,18 +106,20 @@ class TemporalLink:
         except RPCError as error:
             raise Unreachable(error.message) from error
 
-    async def believed_generation(self, environment_id: str) -> int | None:
+    async def believed(self, environment_id: str) -> EnvironmentView | None:
         """See `ControlPlane`."""
         handle = self._client.get_workflow_handle(environment_workflow_id(environment_id))
         try:
-            view = await handle.query("status", result_type=EnvironmentView, rpc_timeout=QUERY_TIMEOUT)
+            view: EnvironmentView = await handle.query(
+                "status", result_type=EnvironmentView, rpc_timeout=QUERY_TIMEOUT
+            )
+            return view
         except RPCError as error:
             if error.status is RPCStatusCode.NOT_FOUND:
                 return None
             raise Unreachable(error.message) from error
         except (WorkflowQueryFailedError, WorkflowFailureError) as error:
             raise Unreachable(str(error)) from error
-        return view.generation if view.status is Status.RUNNING else None
 
 
 async def installation_id(client: Client) -> str:

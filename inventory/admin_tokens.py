@@ -9,17 +9,20 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import NamedTuple
 
-from sqlalchemy import Engine, update
+from sqlalchemy import Engine, func, update
 from sqlmodel import Session, col, select
 
 from inventory.engine import affected, reading, storable
 from models import tokens
 from models.tables import AdminTokenRow
 
+CONFIGURED_OPERATOR = "admin"
+"""Name of whoever presents `DESKTOP_ADMIN_TOKEN`, so of no other token."""
 NAME_CHARS = 120
 FRESH_SECONDS = 0.5
 """How long a token is believed without asking the database: revocation has to hold within 1 s."""
 _CACHED_TOKENS = 256
+_LOCK_KEY = 0x746F6B656E
 _HASHES_AT_ONCE = 2
 """Bound on scrypt computations, 16 MiB and tens of milliseconds each: guesses cannot take every core."""
 
@@ -69,10 +72,28 @@ def get(session: Session, token_id: str) -> AdminTokenRow | None:
     return session.get(AdminTokenRow, storable(token_id), populate_existing=True)
 
 
-def live_names(session: Session, now: datetime) -> set[str]:
-    """Names of the tokens that open something now."""
-    rows = session.exec(select(AdminTokenRow).where(col(AdminTokenRow.revoked_at).is_(None)))
-    return {row.name for row in rows if is_live(row, now)}
+class NameTaken(Exception):
+    """There is a live token of this name, or it is that of `DESKTOP_ADMIN_TOKEN`."""
+
+
+def insert(session: Session, row: AdminTokenRow, now: datetime) -> None:
+    """Write a prepared token, unless a live one has its name: names are actors in the audit.
+
+    What is live depends on the time, so no index can see to it: whoever inserts waits for whoever is at it.
+
+    Raises:
+        NameTaken: nothing is written.
+    """
+    if session.get_bind().dialect.name == "postgresql":
+        # SQLite has one writer at a time anyhow.
+        session.execute(select(func.pg_advisory_xact_lock(_LOCK_KEY)))
+    same = select(AdminTokenRow).where(
+        col(AdminTokenRow.name) == row.name, col(AdminTokenRow.revoked_at).is_(None)
+    )
+    if row.name == CONFIGURED_OPERATOR or any(is_live(other, now) for other in session.exec(same)):
+        raise NameTaken
+    session.add(row)
+    session.flush()
 
 
 def is_live(row: AdminTokenRow, now: datetime) -> bool:

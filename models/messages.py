@@ -3,6 +3,7 @@
 No message carries a secret: Temporal keeps them all (design decision 6).
 """
 
+from collections.abc import Collection
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Literal
@@ -51,6 +52,10 @@ class Limits(Message):
             {name: min(value, getattr(most, name)) for name, value in self.model_dump().items()}
         )
 
+    def with_those(self, names: Collection[str] | None, given: "Limits") -> "Limits":
+        """These limits with the named ones of `given`; with all of them where `names` is None."""
+        return given if names is None else self.model_copy(update=given.model_dump(include=set(names)))
+
     def above(self, most: "Limits") -> str | None:
         """The first limit above that of `most`, such as `cpus 8 is above the maximum 4`; None where none is."""
         for name, value in self.model_dump().items():
@@ -76,7 +81,11 @@ class EnvironmentSpec(Message):
 
 
 class LastError(Message):
-    """The recorded error of an environment (design section 4)."""
+    """The recorded error of an environment (design section 4).
+
+    Attributes:
+        lasting: repetition cannot mend it, whatever its code usually means: one attempt, then an operator.
+    """
 
     code: ErrorCode
     message: str
@@ -86,6 +95,7 @@ class LastError(Message):
     exit_code: int | None = None
     oom_killed: bool = False
     log_tail: list[str] = Field(default_factory=list)
+    lasting: bool = False
 
 
 class TimelineEntry(Message):
@@ -123,12 +133,18 @@ class CommandSignal(Message):
 
 
 class SpecChange(Message):
-    """Signal `change_spec`: the operator's PATCH. Absent fields stay as they are."""
+    """Signal `change_spec`: the operator's PATCH. Absent fields stay as they are.
+
+    Attributes:
+        limits_given: names of the `limits` asked for; the others stay as they are when the signal is taken in.
+            None for all of them.
+    """
 
     label: str | None = None
     clear_label: bool = False
     image_ref: str | None = None
     limits: Limits | None = None
+    limits_given: list[str] | None = None
     security_profile: SecurityProfile | None = None
     actor: str | None = None
     request_id: str | None = None
@@ -138,12 +154,13 @@ class ContainerEvent(Message):
     """Signal `container_event`: what the host saw of this environment's container.
 
     Attributes:
-        event: `exited`, `removed`, `paused`, `absent` (the sweep found none), or `out_of_memory`: the kernel ended a
-            program in it, and the container runs on.
+        event: `exited`, `removed`, `paused`, `absent` (the sweep found none), `newer` (the sweep found one of a
+            generation that the workflow has not come to), or `out_of_memory`: the kernel ended a program in it, and the
+            container runs on.
     """
 
     generation: int
-    event: Literal["exited", "removed", "paused", "absent", "out_of_memory"]
+    event: Literal["exited", "removed", "paused", "absent", "newer", "out_of_memory"]
     container_id: str | None = None
     exit_code: int | None = None
     oom_killed: bool = False
@@ -196,11 +213,18 @@ class ImageReady(Message):
 
 
 class PrepareIdentity(Message):
-    """Ask for the device identity, made when absent (protocol section 8.1)."""
+    """Ask for the device identity, made when absent (protocol section 8.1), and for what else a start needs at once.
+
+    Attributes:
+        ttl_seconds: of the node token to mint as well; 0 for none.
+        image_ref: the image to look for as well; None for none.
+    """
 
     environment_id: str
     generation: int
     rotate: bool = False
+    ttl_seconds: int = 0
+    image_ref: str | None = None
 
 
 class Identity(Message):
@@ -226,6 +250,18 @@ class NodeToken(Message):
     token_sha256: str
     issued_at: datetime
     expires_at: datetime
+
+
+class Prepared(Identity):
+    """The identity, and what else was asked for.
+
+    Attributes:
+        token: as `mint_node_token` reports it; None where it was not asked for, or by a host of an older version.
+        image: ready to be used as it is; None where `ensure_image` has to see to it.
+    """
+
+    token: NodeToken | None = None
+    image: ImageReady | None = None
 
 
 class StartContainer(Message):
@@ -324,59 +360,6 @@ class MonitorHost(Message):
     host_id: str
 
 
-class EnvironmentRecord(Message):
-    """The projection of a workflow into the inventory; written only over an older `revision`."""
-
-    spec: EnvironmentSpec
-    status: Status
-    desired_running: bool
-    generation: int
-    revision: int
-    node_id: str | None = None
-    rfb_port: int | None = None
-    novnc_port: int | None = None
-    last_error: LastError | None = None
-    recovery: Recovery = Recovery.NONE
-    restarts: int = 0
-    next_retry_at: datetime | None = None
-    phases: dict[str, float] = Field(default_factory=dict)
-    logs: list[str] | None = None
-    at: datetime = EPOCH
-    deleted: bool = False
-    entries: list[TimelineEntry] = Field(default_factory=list)
-
-
-class Recorded(Message):
-    """What the inventory has of an environment after a record; more than a workflow that was reset by hand knows.
-
-    Attributes:
-        generation: of the row. sequence: of the newest timeline entry. deleted: the row is a tombstone.
-    """
-
-    generation: int = 0
-    sequence: int = 0
-    deleted: bool = False
-
-
-class HostRecord(Message):
-    """What is recorded of a runtime host; also the host's own report (signal `docker_health`) and query `status`.
-
-    Attributes:
-        max_limits: the most one environment on it may have; None where the host has not said.
-    """
-
-    host_id: str
-    label: str = ""
-    version: str | None = None
-    docker_available: bool = False
-    healthy: bool = False
-    takeover_origin: str = "http://127.0.0.1"
-    last_error: str | None = None
-    last_seen_at: datetime | None = None
-    revision: int = 0
-    max_limits: Limits | None = None
-
-
 class RegisterNodeToken(Message):
     """Make the token of this generation the environment's only live one."""
 
@@ -402,6 +385,68 @@ class RevokeCredentials(Message):
     generation: int
     reason: str
     pairing: bool = False
+
+
+class EnvironmentRecord(Message):
+    """The projection of a workflow into the inventory; written only over an older `revision`.
+
+    Attributes:
+        registers, revokes: credentials to register or to end in the same transaction, each fenced by its generation
+            and not by `revision`.
+    """
+
+    spec: EnvironmentSpec
+    status: Status
+    desired_running: bool
+    generation: int
+    revision: int
+    node_id: str | None = None
+    rfb_port: int | None = None
+    novnc_port: int | None = None
+    last_error: LastError | None = None
+    recovery: Recovery = Recovery.NONE
+    restarts: int = 0
+    next_retry_at: datetime | None = None
+    phases: dict[str, float] = Field(default_factory=dict)
+    logs: list[str] | None = None
+    at: datetime = EPOCH
+    deleted: bool = False
+    entries: list[TimelineEntry] = Field(default_factory=list)
+    registers: RegisterNodeToken | None = None
+    revokes: RevokeCredentials | None = None
+
+
+class Recorded(Message):
+    """What the inventory has of an environment after a record; more than a workflow that was reset by hand knows.
+
+    Attributes:
+        generation: of the row. sequence: of the newest timeline entry. deleted: the row is a tombstone.
+        credentials: what the record said of credentials was done; a worker of an older version does not know of it.
+    """
+
+    generation: int = 0
+    sequence: int = 0
+    deleted: bool = False
+    credentials: bool = False
+
+
+class HostRecord(Message):
+    """What is recorded of a runtime host; also the host's own report (signal `docker_health`) and query `status`.
+
+    Attributes:
+        max_limits: the most one environment on it may have; None where the host has not said.
+    """
+
+    host_id: str
+    label: str = ""
+    version: str | None = None
+    docker_available: bool = False
+    healthy: bool = False
+    takeover_origin: str = "http://127.0.0.1"
+    last_error: str | None = None
+    last_seen_at: datetime | None = None
+    revision: int = 0
+    max_limits: Limits | None = None
 
 
 class NotifyEnvironments(Message):

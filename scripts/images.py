@@ -130,7 +130,8 @@ def build(
     labels: Mapping[str, str],
     url: str | None = None,
 ) -> None:
-    """Build an image, showing each instruction; its network is the engine's default.
+    """Build an image, showing each instruction; its network is the engine's default. The one that had its name before
+    is removed if nothing uses it.
 
     Raises:
         SetupError: the build failed.
@@ -139,6 +140,7 @@ def build(
     started = time.monotonic()
     try:
         with engine.client(url, timeout=_BUILD_SILENCE_SECONDS) as api:
+            former = _inspect(api, tag)
             messages = api.build(
                 path=str(context),
                 tag=tag,
@@ -154,10 +156,27 @@ def build(
                     say(" ".join(text.split())[:110])
                 else:
                     ticker.tick(text)
+            if former is not None:
+                _remove_unused(api, former["Id"])
     except (BuildError, DockerException, requests.RequestException) as error:
         tail(last)
         raise SetupError(f"building {tag} failed: {' '.join(str(error).split())[:300]}") from None
     say(f"built {tag} in {time.monotonic() - started:.1f} s")
+
+
+def _remove_unused(api: docker.APIClient, image_id: str) -> None:
+    """Remove an image that has no name any more and that neither a container nor another image is made from."""
+    found = _inspect(api, image_id)
+    if found is None or found["RepoTags"]:
+        return
+    try:
+        api.remove_image(image_id)
+    except ImageNotFound:
+        return
+    except APIError as error:
+        if error.status_code != 409:
+            raise
+        say(f"the former image {image_id.removeprefix('sha256:')[:12]} is still used, and stays")
 
 
 def _build_output(messages: Iterable[Any]) -> Iterator[str]:

@@ -18,16 +18,19 @@ from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_
 with workflow.unsafe.imports_passed_through():
     from activities.interface import ControlActivities
     from models import messages as m
-    from models.identifiers import SEARCH_ATTRIBUTE_STATUS
+    from models.identifiers import SEARCH_ATTRIBUTE_STATUS, environment_workflow_id
     from models.lifecycle import SETTLED, Event, Operation, Recovery, Status, next_operation
     from workflows import policies
+    from workflows.alarm import Alarm
     from workflows.calls import in_inventory
     from workflows.details import describe
     from workflows.failures import classify
+    from workflows.former_operations import FormerOperations
     from workflows.inbox import InboxItem
+    from workflows.inputs import read_input
     from workflows.operations import Failure, Operations
     from workflows.reactions import Reactions
-    from workflows.state import TIMELINE_KEPT, EnvironmentState, SituationRecord, read_state
+    from workflows.state import TIMELINE_KEPT, Credentials, EnvironmentState, SituationRecord, read_state
 
 _RETRY = "next attempt"
 _NODE = "the node's time to reconnect"
@@ -35,7 +38,18 @@ _RENEWAL = "token renewal"
 _PROJECTION = "until the record is offered again"
 _POSTPONED = "until the operation is tried again"
 
+_CREDENTIALS_WITH_RECORDS = "credentials-with-records"
+"""The patch by which workflows write fewer events; see `former_operations`."""
+_DELETED = "deleted"
+"""Last value of search attribute `EnvironmentStatus`."""
+
+_NO_INPUT = m.EnvironmentInput(spec=m.EnvironmentSpec(environment_id="", host_id="", image_ref=""))
+
 _STATUS_KEY = SearchAttributeKey.for_keyword(SEARCH_ATTRIBUTE_STATUS)
+
+
+def _workflow_id(start: m.EnvironmentInput) -> str:
+    return environment_workflow_id(start.spec.environment_id)
 
 
 @workflow.defn(name="DesktopEnvironment")
@@ -43,7 +57,8 @@ class DesktopEnvironment:
     """One environment, from the first request to the last trace."""
 
     @workflow.init
-    def __init__(self, start: m.EnvironmentInput) -> None:
+    def __init__(self, *payloads: Any) -> None:
+        start, self._refusal = read_input(_NO_INPUT, payloads, _workflow_id)
         self._unreadable: str | None = None
         if start.state is not None:
             self._state, self._unreadable = read_state(start.spec, start.state)
@@ -59,18 +74,24 @@ class DesktopEnvironment:
                 updated_at=now,
             )
         self._fresh = start.state is None
+        self._created_by = start.actor
+        self._as_formerly = not workflow.patched(_CREDENTIALS_WITH_RECORDS)
         self._reactions = Reactions(self._state, dirty=self._fresh or bool(self._state.unrecorded))
-        self._operations = Operations(self._state, self._reactions.note, self._record, self._entered)
+        operations = FormerOperations if self._as_formerly else Operations
+        self._operations = operations(self._state, self._reactions.note, self._record, self._entered)
+        self._renewal = Alarm(_RENEWAL)
         self._operation: Operation | None = None
         self._task: asyncio.Task[Event] | None = None
         self._phase: str | None = None
         self._shown_status = None if self._fresh else self._state.situation.status
 
     @workflow.run
-    async def run(self, start: m.EnvironmentInput) -> None:
-        """Live until deleted."""
+    async def run(self, *payloads: Any) -> None:
+        """Live until deleted. Takes one `models.messages.EnvironmentInput`; anything else fails at once."""
+        if self._refusal is not None:
+            raise self._refusal
         if self._fresh:
-            self._reactions.created(start.actor)
+            self._reactions.created(self._created_by)
         if self._unreadable:
             self._reactions.state_unreadable(self._unreadable)
         while not self._state.erased or self._state.inbox or self._reactions.dirty:
@@ -88,18 +109,28 @@ class DesktopEnvironment:
             except Exception as error:
                 await self._stumbled(error)
         await workflow.wait_condition(workflow.all_handlers_finished)
+        if not self._as_formerly:
+            workflow.upsert_search_attributes([_STATUS_KEY.value_set(_DELETED)])
 
     async def _reconcile(self) -> None:
         """One pass: take signals in, project, act or wait."""
         self._reactions.take_in(self._operation)
-        await self._record()
-        if self._state.inbox:
-            return
-        operation = None if self._state.erased else next_operation(self._state.now_situation)
-        if operation is not None and self._state.not_before is None:
+        operation = self._due()
+        if operation is None or not (self._reactions.known and self._operations.records(operation)):
+            await self._record()
+            if self._state.inbox:
+                return
+            operation = self._due()
+        if operation is not None:
             await self._operate(operation)
         elif not self._state.erased or self._reactions.dirty:
             await self._wait()
+
+    def _due(self) -> Operation | None:
+        """What is to be done now."""
+        if self._state.erased or self._state.not_before is not None:
+            return None
+        return next_operation(self._state.now_situation)
 
     def _is_long(self, limit: int | None = None) -> bool:
         """Whether the history is long enough to continue as new, and nobody waits for an answer of this run."""
@@ -179,6 +210,10 @@ class DesktopEnvironment:
             return
         at, why = min(deadlines)
         now = workflow.now()
+        if at > now and why == _RENEWAL and not self._as_formerly:
+            self._renewal.set(at)
+            await workflow.wait_condition(lambda: self._stirred() or self._renewal.rings())
+            return
         if at > now:
             try:
                 await workflow.wait_condition(self._stirred, timeout=at - now, timeout_summary=why)
@@ -188,8 +223,11 @@ class DesktopEnvironment:
         await self._deadline_passed(why)
 
     def _stirred(self) -> bool:
-        """Whether something came in, or the last who waited for an answer went, and the run may end at last."""
-        return bool(self._state.inbox) or self._is_long()
+        """Whether something came in or is to be recorded, or the last who waited for an answer went, and the run may
+        end at last.
+        """
+        unrecorded = self._reactions.dirty and self._state.projection_retry_at is None
+        return bool(self._state.inbox) or unrecorded or self._is_long()
 
     def _deadlines(self) -> list[tuple[datetime, str]]:
         state = self._state
@@ -221,20 +259,23 @@ class DesktopEnvironment:
             await self._operations.extend_token()
             self._reactions.note("credential", "token_extended")
 
-    async def _record(self) -> None:
-        """Project the state into the inventory, if there is anything new.
+    async def _record(self, credentials: Credentials | None = None) -> bool:
+        """Project the state into the inventory, if there is anything new or credentials go with it.
 
         With the database away this waits. What the inventory refuses although it is there, which is a bug, blocks
-        nothing: it is kept, and offered again later.
+        nothing: it is kept, and offered again later; first without the credentials, as it may be these.
+
+        Returns:
+            Whether the credentials were dealt with.
         """
         state, reactions = self._state, self._reactions
-        while reactions.dirty and state.projection_retry_at is None:
+        while (reactions.dirty or credentials is not None) and state.projection_retry_at is None:
             reactions.dirty = False
-            record, sequence = state.record(workflow.now()), state.sequence
+            record, sequence = state.record(workflow.now(), credentials), state.sequence
             state.unrecorded = []
             self._show()
             try:
-                known = await in_inventory(
+                known: m.Recorded | None = await in_inventory(
                     ControlActivities.record_environment,
                     record,
                     policy=policies.INVENTORY,
@@ -246,9 +287,15 @@ class DesktopEnvironment:
                 if is_cancelled_exception(error):
                     raise asyncio.CancelledError from error
                 workflow.logger.error("the inventory refuses the record", exc_info=error)
-                reactions.projection_failed(error.__cause__ or error)
-                return
+                if credentials is None:
+                    reactions.projection_failed(error.__cause__ or error)
+                    return False
+                credentials = None
+                continue
             reactions.recorded(known, record.entries, sequence)
+            if credentials is not None:
+                return known is not None and known.credentials
+        return False
 
     def _entered(self, phase: str) -> None:
         self._phase = phase
@@ -360,6 +407,8 @@ class DesktopEnvironment:
             captured = await self._operations.capture_logs()
         except Failure as failure:
             raise ApplicationError(failure.error.message, type=failure.error.code) from failure
-        if captured.found:
+        if captured.found and captured.lines != self._state.logs:
             self._state.logs = captured.lines
+            # The loop projects it, as soon as it is idle.
+            self._reactions.dirty = self._reactions.dirty or not self._as_formerly
         return self._state.logs or []

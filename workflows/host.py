@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 from temporalio import workflow
 from temporalio.common import RawValue
@@ -18,9 +19,17 @@ with workflow.unsafe.imports_passed_through():
     from activities.interface import ControlActivities, HostActivities
     from models import messages as m
     from models.errors import ErrorCode
-    from models.identifiers import host_task_queue
+    from models.identifiers import host_task_queue, host_workflow_id
     from workflows import policies
     from workflows.calls import in_inventory
+    from workflows.inputs import read_input
+
+
+_NO_INPUT = m.HostInput(record=m.HostRecord(host_id=""))
+
+
+def _workflow_id(start: m.HostInput) -> str:
+    return host_workflow_id(start.record.host_id)
 
 
 @workflow.defn(name="DesktopHost")
@@ -28,7 +37,8 @@ class DesktopHost:
     """One runtime host, recorded and watched for as long as it exists."""
 
     @workflow.init
-    def __init__(self, start: m.HostInput) -> None:
+    def __init__(self, *payloads: Any) -> None:
+        start, self._refusal = read_input(_NO_INPUT, payloads, _workflow_id)
         self._record = start.record
         self._reports: list[m.HostRecord] = []
         # A loss and a return that are told at the same time would reach an environment in either order.
@@ -37,8 +47,10 @@ class DesktopHost:
         self._watchdog: asyncio.Task[None] | None = None
 
     @workflow.run
-    async def run(self, start: m.HostInput) -> None:
-        """Live until cancelled by hand."""
+    async def run(self, *payloads: Any) -> None:
+        """Live until cancelled by hand. Takes one `models.messages.HostInput`; anything else fails at once."""
+        if self._refusal is not None:
+            raise self._refusal
         await self._write()
         monitor: asyncio.Task[None] | None = None
         try:

@@ -14,17 +14,16 @@ from temporalio.workflow import ActivityConfig
 with workflow.unsafe.imports_passed_through():
     from activities.interface import ControlActivities, HostActivities
     from models import messages as m
-    from models.errors import HOST_CODES
-    from models.lifecycle import Event, Operation, Recovery
+    from models.errors import HOST_CODES, ErrorCode
+    from models.lifecycle import Event, Operation, Recovery, Status
     from workflows import policies
     from workflows.calls import Request, Result, in_inventory, on_host
     from workflows.failures import classify
-    from workflows.state import EnvironmentState
+    from workflows.state import Credentials, EnvironmentState
 
 
 A = TypeVar("A")
 B = TypeVar("B")
-C = TypeVar("C")
 
 
 class Failure(Exception):
@@ -33,6 +32,16 @@ class Failure(Exception):
     def __init__(self, error: m.LastError) -> None:
         super().__init__(error.message)
         self.error = error
+
+
+class Record(Protocol):
+    """Projects the state into the inventory if there is anything new, and registers or ends credentials with it.
+
+    Returns whether the credentials were dealt with. Where they were not, the record was refused, which is a bug, or met
+    a worker of an older version: the activity for them alone is called for then.
+    """
+
+    def __call__(self, credentials: Credentials | None) -> Awaitable[bool]: ...
 
 
 class Note(Protocol):
@@ -45,7 +54,7 @@ class Operations:
     """The operations on one environment.
 
     Args:
-        state: read and changed in place. note: writes the timeline. record: projects the state into the inventory.
+        state: read and changed in place. note: writes the timeline. record: see `Record`.
         entered: called with the name of each phase as it begins.
 
     Attributes:
@@ -57,7 +66,7 @@ class Operations:
         self,
         state: EnvironmentState,
         note: Note,
-        record: Callable[[], Awaitable[None]],
+        record: Record,
         entered: Callable[[str], None],
     ) -> None:
         self._state = state
@@ -65,6 +74,10 @@ class Operations:
         self._record = record
         self._entered = entered
         self.interrupted = False
+
+    def records(self, operation: Operation) -> bool:
+        """Whether the operation begins with a record of its own, so that none is needed before it."""
+        return operation is not Operation.START or self._state.container is None
 
     def begin(self, operation: Operation) -> Coroutine[Any, Any, Event]:
         """The coroutine of an operation. It returns the event of its success and raises `Failure` otherwise."""
@@ -134,68 +147,114 @@ class Operations:
 
     async def _new_generation(self) -> m.ContainerStarted:
         state = self._state
-        environment_id = state.spec.environment_id
         state.generation += 1
         state.phases = {}
         generation = state.generation
         began = workflow.now()
-        # Shown as the phase is the one of the three that may take long.
-        image, identity, token = await _all(
-            self._on_host(
-                HostActivities.ensure_image,
-                m.EnsureImage(
-                    environment_id=environment_id, generation=generation, image_ref=state.spec.image_ref
-                ),
-                policies.IMAGE,
-                f"have image {state.spec.image_ref}",
-            ),
-            self._on_host(
-                HostActivities.prepare_identity,
-                m.PrepareIdentity(
-                    environment_id=environment_id, generation=generation, rotate=state.rotate_identity
-                ),
-                policies.FILES,
-                "make or read the device identity",
-                phase=False,
-            ),
-            self._on_host(
-                HostActivities.mint_node_token,
-                m.MintNodeToken(
-                    environment_id=environment_id,
-                    generation=generation,
-                    ttl_seconds=int(policies.NODE_TOKEN_TTL.total_seconds()),
-                ),
-                policies.FILES,
-                f"mint the node token of generation {generation}",
-                phase=False,
-            ),
+        prepared = await self._prepare()
+        token = prepared.token or await self._mint()
+        if state.device_id not in (None, prepared.device_id):
+            self._note("credential", "identity_replaced", node_id=prepared.device_id)
+        state.rotate_identity = False
+        state.device_id = prepared.device_id
+        state.token = token
+        registration = m.RegisterNodeToken(
+            environment_id=state.spec.environment_id,
+            generation=generation,
+            device_id=prepared.device_id,
+            public_key=prepared.public_key,
+            token=token,
         )
-        self._timed("prepare", began)
+        if prepared.image is not None:
+            self._timed("prepare", began)
+            await self._register(registration)
+        else:
+            image, _ = await _both(self._ensure_image(), self._register(registration))
+            self._timed("prepare", began)
+            self._note_pull(image)
+        return await self._start_container()
+
+    async def _prepare(self) -> m.Prepared:
+        """Identity, token, and the image where the host has it; in lists the start shows at the latest when the host
+        is slow to take it up.
+        """
+        state = self._state
+        request = m.PrepareIdentity(
+            environment_id=state.spec.environment_id,
+            generation=state.generation,
+            rotate=state.rotate_identity,
+            ttl_seconds=int(policies.NODE_TOKEN_TTL.total_seconds()),
+            image_ref=state.spec.image_ref,
+        )
+        summary = f"identity and node token of generation {state.generation}; look for the image"
+        try:
+            return await self._on_host(
+                HostActivities.prepare_identity, request, policies.FILES_AT_ONCE, summary
+            )
+        except Failure as failure:
+            if failure.error.code is not ErrorCode.HOST_UNREACHABLE:
+                raise
+        await self._record(None)
+        return await self._on_host(HostActivities.prepare_identity, request, policies.FILES, summary)
+
+    async def _mint(self) -> m.NodeToken:
+        """The node token, by a step of its own."""
+        state = self._state
+        return await self._on_host(
+            HostActivities.mint_node_token,
+            m.MintNodeToken(
+                environment_id=state.spec.environment_id,
+                generation=state.generation,
+                ttl_seconds=int(policies.NODE_TOKEN_TTL.total_seconds()),
+            ),
+            policies.FILES,
+            f"mint the node token of generation {state.generation}",
+            phase=False,
+        )
+
+    async def _ensure_image(self) -> m.ImageReady:
+        spec = self._state.spec
+        return await self._on_host(
+            HostActivities.ensure_image,
+            m.EnsureImage(
+                environment_id=spec.environment_id,
+                generation=self._state.generation,
+                image_ref=spec.image_ref,
+            ),
+            policies.IMAGE,
+            f"have image {spec.image_ref}",
+        )
+
+    def _note_pull(self, image: m.ImageReady) -> None:
+        state = self._state
         if image.pulled:
             state.phases["pull"] = image.pull_ms
             self._note("phase", "image_pulled", image_ref=state.spec.image_ref, ms=round(image.pull_ms))
-        if state.device_id not in (None, identity.device_id):
-            self._note("credential", "identity_replaced", node_id=identity.device_id)
-        state.rotate_identity = False
-        state.device_id = identity.device_id
-        state.token = token
-        await self._in_inventory(
-            ControlActivities.register_node_token,
-            m.RegisterNodeToken(
-                environment_id=environment_id,
-                generation=generation,
-                device_id=identity.device_id,
-                public_key=identity.public_key,
-                token=token,
-            ),
-            f"register the node token of generation {generation}",
+
+    async def _register(self, registration: m.RegisterNodeToken) -> None:
+        """Record the start with its token, which is live before its container is made."""
+        state = self._state
+        if not await self._record(registration):
+            await self._in_inventory(
+                ControlActivities.register_node_token,
+                registration,
+                f"register the node token of generation {registration.generation}",
+            )
+        overtaken = (
+            state.generation != registration.generation or state.situation.status is not Status.STARTING
         )
+        if self.interrupted or overtaken:
+            # Overtaken: the inventory knew better, of a workflow that was reset by hand.
+            raise asyncio.CancelledError
+
+    async def _start_container(self) -> m.ContainerStarted:
+        state = self._state
         began = workflow.now()
         started = await self._on_host(
             HostActivities.start_container,
-            m.StartContainer(spec=state.spec, generation=generation),
+            m.StartContainer(spec=state.spec, generation=state.generation),
             policies.CONTAINER,
-            f"start the container of generation {generation}",
+            f"start the container of generation {state.generation}",
         )
         self._timed("start_container", began)
         self._note(
@@ -261,7 +320,7 @@ class Operations:
                 self._note("note", "clean_up_postponed", message=failure.error.message)
             state.deleted = True
             self._note("status", "deleted")
-            await self._record()
+            await self._record(None)
         if not erased:
             await self._erase(policies.CLEAN_UP_AT_LAST, "remove the container when the host is back")
         if owed is not None:
@@ -300,23 +359,34 @@ class Operations:
         return removed
 
     async def _revoke(self, reason: str, *, pairing: bool = False) -> None:
+        """Record where things stand, and end the credentials with it."""
         state = self._state
         if state.token is None and not pairing:
-            return
-        await self._in_inventory(
-            ControlActivities.revoke_credentials,
-            m.RevokeCredentials(
-                environment_id=state.spec.environment_id,
-                generation=state.generation,
-                reason=reason,
-                pairing=pairing,
-            ),
-            f"revoke credentials up to generation {state.generation}",
-        )
+            await self._record(None)
+        else:
+            await self._record_revoked(reason, pairing)
+        if self.interrupted:
+            raise asyncio.CancelledError
         if state.token is not None:
             self._note("credential", "credentials_revoked", message=reason)
         state.token = None
         state.node_lost_at = None
+
+    async def _record_revoked(self, reason: str, pairing: bool) -> None:
+        state = self._state
+        ended = -1
+        while ended < state.generation:
+            # Again where the inventory knew of newer ones, of a workflow that was reset by hand.
+            ended = state.generation
+            revocation = m.RevokeCredentials(
+                environment_id=state.spec.environment_id, generation=ended, reason=reason, pairing=pairing
+            )
+            if not await self._record(revocation):
+                await self._in_inventory(
+                    ControlActivities.revoke_credentials,
+                    revocation,
+                    f"revoke credentials up to generation {ended}",
+                )
 
     async def extend_token(self) -> None:
         """Move the expiry of the live token; the node keeps the token it has read."""
@@ -387,12 +457,10 @@ class Operations:
         self._state.phases[phase] = round((workflow.now() - began) / timedelta(milliseconds=1), 1)
 
 
-async def _all(
-    first: Coroutine[Any, Any, A], second: Coroutine[Any, Any, B], third: Coroutine[Any, Any, C]
-) -> tuple[A, B, C]:
-    """All results, once all have ended; the first failure otherwise. Nothing is left running behind a failure."""
-    a, b, c = await asyncio.gather(first, second, third, return_exceptions=True)
-    for result in (a, b, c):
+async def _both(first: Coroutine[Any, Any, A], second: Coroutine[Any, Any, B]) -> tuple[A, B]:
+    """Both results, once both have ended; the first failure otherwise. Nothing is left running behind a failure."""
+    a, b = await asyncio.gather(first, second, return_exceptions=True)
+    for result in (a, b):
         if isinstance(result, BaseException):
             raise result
-    return cast("tuple[A, B, C]", (a, b, c))
+    return cast("tuple[A, B]", (a, b))

@@ -47,6 +47,15 @@ FILES = ActivityConfig(
 )
 """Small files on a local disk."""
 
+FILES_AT_ONCE = ActivityConfig(
+    start_to_close_timeout=timedelta(seconds=30),
+    heartbeat_timeout=HOST_HEARTBEAT,
+    schedule_to_start_timeout=timedelta(seconds=1),
+    retry_policy=HOST_RETRY,
+    cancellation_type=ActivityCancellationType.TRY_CANCEL,
+)
+"""The same, while nothing is shown yet of what it is for: a host that takes work up does so in milliseconds."""
+
 CONTAINER = ActivityConfig(
     start_to_close_timeout=timedelta(seconds=60),
     heartbeat_timeout=HOST_HEARTBEAT,

@@ -37,11 +37,13 @@ class Reactions:
 
     Attributes:
         dirty: the state has something the inventory does not.
+        known: the inventory has taken a record of this run, and so has said what it knows better.
     """
 
     def __init__(self, state: EnvironmentState, *, dirty: bool) -> None:
         self._state = state
         self.dirty = dirty
+        self.known = False
         self._held_back: list[m.ContainerEvent | m.NodePresence] = []
 
     # --- taking signals in -------------------------------------------------------------------------------------
@@ -102,7 +104,7 @@ class Reactions:
         before = state.spec
         update = change.model_dump(include={"label", "image_ref", "security_profile"}, exclude_none=True)
         if change.limits is not None:
-            update["limits"] = change.limits
+            update["limits"] = before.limits.with_those(change.limits_given, change.limits)
         if change.clear_label:
             update["label"] = None
         state.spec = before.model_copy(update=update)
@@ -130,6 +132,8 @@ class Reactions:
 
     def _on_container_event(self, event: m.ContainerEvent, operation: Operation | None) -> bool:
         state = self._state
+        if event.event == "newer":
+            return self._on_newer_container(event, operation)
         if event.generation != state.generation:
             return False
         if event.event == "out_of_memory":
@@ -160,6 +164,24 @@ class Reactions:
             oom_killed=event.oom_killed,
             log_tail=event.log_tail,
         )
+
+    def _on_newer_container(self, event: m.ContainerEvent, operation: Operation | None) -> bool:
+        """The host has a container that this workflow has not come to: it, or the server, was set back by hand."""
+        state = self._state
+        if event.generation <= state.generation:
+            return False
+        if operation is not None and operation is not Operation.DELETE:
+            # What is under way was begun for the generation that it knows.
+            self._held_back.append(event)
+            return False
+        state.generation = event.generation
+        state.container = None
+        self.note(
+            "note",
+            "rewound",
+            message=f"the host has a container of generation {event.generation}; it is ended",
+        )
+        return self.apply(apply_event(state.now_situation, Event.REWOUND))
 
     def _on_host_event(self, event: m.HostEvent) -> bool:
         state = self._state
@@ -333,6 +355,7 @@ class Reactions:
         """
         state = self._state
         state.projection_failures, state.projection_retry_at = 0, None
+        self.known = True
         if known is None or (known.generation <= state.generation and known.sequence <= sequence):
             return
         if known.deleted and state.situation.status is not Status.DELETING:
@@ -365,7 +388,7 @@ class Reactions:
         state = self._state
         if error.code in HOST_CODES:
             return Event.FAILED_ON_HOST
-        if error.code in LASTING_CODES:
+        if error.lasting or error.code in LASTING_CODES:
             return Event.FAILED_LASTING
         recent = [at for at in state.failures if at > now - policies.RESTART_WINDOW]
         state.failures = [*recent, now]

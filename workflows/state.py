@@ -16,6 +16,10 @@ REQUEST_IDS_KEPT = 100
 """Request ids remembered: a repeated request is carried out once, and `await_settled` knows what was taken in."""
 
 
+Credentials = m.RegisterNodeToken | m.RevokeCredentials
+"""What can go with a record: a token that lives from then on, or all that ends."""
+
+
 class SituationRecord(m.Message):
     """A `Situation` as JSON."""
 
@@ -108,8 +112,10 @@ class EnvironmentState(m.Message):
             deleted=self.deleted,
         )
 
-    def record(self, at: datetime) -> m.EnvironmentRecord:
-        """The projection to write now; takes the next revision and the entries not recorded yet."""
+    def record(self, at: datetime, credentials: Credentials | None = None) -> m.EnvironmentRecord:
+        """The projection to write now, with credentials to register or to end; takes the next revision and the entries
+        not recorded yet.
+        """
         # Above what an earlier run of this workflow id recorded, too: a reset by hand starts the count anew.
         self.revision = max(self.revision + 1, int(at.timestamp() * 1000))
         view = self.view(operation=None, phase=None)
@@ -121,6 +127,8 @@ class EnvironmentState(m.Message):
             logs=self.logs,
             at=at,
             entries=self.unrecorded,
+            registers=credentials if isinstance(credentials, m.RegisterNodeToken) else None,
+            revokes=credentials if isinstance(credentials, m.RevokeCredentials) else None,
         )
 
     def host_trouble(self, at: datetime) -> m.LastError:

@@ -2,6 +2,7 @@
 ours.
 """
 
+import contextlib
 import gc
 import io
 import shutil
@@ -116,7 +117,9 @@ def make_image(engine: docker.APIClient) -> Iterator[Callable[..., str]]:
 
     yield make
     for image in made:
-        engine.remove_image(image, force=True)
+        # One that could not be made is not there.
+        with contextlib.suppress(docker.errors.ImageNotFound):
+            engine.remove_image(image, force=True)
 
 
 @pytest.fixture(scope="session")

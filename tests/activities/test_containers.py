@@ -32,6 +32,7 @@ from models.messages import (
     WipeRuntime,
 )
 from tests.activities.conftest import Desk
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.docker
 
@@ -267,6 +268,7 @@ def test_a_container_left_half_done_is_made_again(
 
 def test_one_that_exited_is_not_started_again(desk: Desk, engine: docker.APIClient) -> None:
     started = desk.start()
+    until(lambda: b"desktop as" in engine.logs(started.container_id), "its first line")
     engine.kill(started.container_id)
     engine.wait(started.container_id)
     with pytest.raises(ApplicationError) as caught:

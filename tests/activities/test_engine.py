@@ -25,6 +25,7 @@ from models.messages import (
     EnsureImage,
     EnvironmentSpec,
     MintNodeToken,
+    PrepareIdentity,
     RemoveContainer,
     StartContainer,
     WipeRuntime,
@@ -78,6 +79,20 @@ def test_files_need_no_engine(bare_config: HostConfig, tmp_path: Path) -> None:
     host = DockerHostActivities(replace(bare_config, docker_host=f"unix://{tmp_path}/none.sock"))
     request = MintNodeToken(environment_id=new_environment_id(), generation=1, ttl_seconds=60)
     assert ActivityEnvironment().run(host.mint_node_token, request).token_sha256
+
+
+def test_a_start_is_prepared_with_files_first_and_the_image_last(
+    bare_config: HostConfig, tmp_path: Path
+) -> None:
+    host = DockerHostActivities(replace(bare_config, docker_host=f"unix://{tmp_path}/none.sock"))
+    request = PrepareIdentity(environment_id=new_environment_id(), generation=1, ttl_seconds=60)
+    prepared = ActivityEnvironment().run(host.prepare_identity, request)
+    assert prepared.created and prepared.token is not None and prepared.image is None
+    again = ActivityEnvironment().run(host.prepare_identity, request)
+    assert again.token == prepared.token and not again.created
+    with pytest.raises(ApplicationError) as caught:
+        ActivityEnvironment().run(host.prepare_identity, request.model_copy(update={"image_ref": "image:1"}))
+    assert caught.value.type == "docker_unavailable" and not caught.value.non_retryable
 
 
 def test_a_hung_engine_is_told_from_one_that_is_away(bare_config: HostConfig, hung: str) -> None:

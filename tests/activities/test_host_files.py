@@ -165,7 +165,7 @@ def test_wipe_of_everything_leaves_nothing_and_nothing_comes_back(desk: Desk) ->
     desk.run(desk.host.wipe_runtime, request)
     assert not desk.home.exists()
     with pytest.raises(ApplicationError, match="deleted"):
-        desk.prepare(2)
+        desk.prepare(1)
     assert not desk.home.exists()
 
 

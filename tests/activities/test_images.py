@@ -17,7 +17,7 @@ from temporalio.exceptions import ApplicationError, CancelledError
 from temporalio.testing import ActivityEnvironment
 
 from activities.images import _progress
-from models.messages import EnsureImage, ImageReady
+from models.messages import EnsureImage, ImageReady, Prepared, PrepareIdentity
 from tests.activities.conftest import Desk
 
 pytestmark = pytest.mark.docker
@@ -40,6 +40,20 @@ def test_present(desk: Desk, image: str, engine: docker.APIClient) -> None:
     ready = ensure(desk, image)
     assert ready.image_id in {found["Id"] for found in engine.images(image)}
     assert (ready.user, ready.pulled, ready.pull_ms) == ("", False, 0)
+
+
+def test_a_start_finds_out_whether_its_image_needs_anything(
+    desk: Desk, image: str, make_image: Callable[..., str]
+) -> None:
+    def found(image_ref: str) -> ImageReady | None:
+        request = PrepareIdentity(environment_id=desk.id, generation=1, image_ref=image_ref)
+        prepared = desk.run(desk.host.prepare_identity, request)
+        assert isinstance(prepared, Prepared) and prepared.token is None
+        return prepared.image
+
+    assert found(image) == ensure(desk, image)
+    for other in ("127.0.0.1:9/nothing:1", "Not A Reference", "", make_image()):
+        assert found(other) is None, "`ensure_image` pulls it, or says what is wrong with it"
 
 
 def test_user_is_reported(desk: Desk, make_image: Callable[..., str]) -> None:
@@ -68,6 +82,7 @@ class Registry:
         self.architecture = "amd64"
         self.missing = False
         self.asked: list[str] = []
+        self._closed = False
         owner = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -88,6 +103,8 @@ class Registry:
         self._thread.start()
 
     def close(self) -> None:
+        # A pull that still waits gets no more: it would leave an image behind.
+        self._closed = True
         self._server.shutdown()
         self._server.server_close()
 
@@ -160,6 +177,8 @@ class Registry:
             for start in range(0, len(body), size):
                 if pieces > 1:
                     time.sleep(self.delay / pieces)
+                if self._closed:
+                    return
                 request.wfile.write(body[start : start + size])
                 request.wfile.flush()
         except OSError:

@@ -1,6 +1,4 @@
-"""`monitor_host`: health, container events and the two-way sweep, on the real engine and a made-up control
-plane.
-"""
+"""`monitor_host`: health, container events, an engine that goes away; the real engine and a made-up control plane."""
 
 import asyncio
 import contextlib
@@ -8,7 +6,7 @@ import os
 import shutil
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import replace
 from tempfile import mkdtemp
 from typing import Any
@@ -21,58 +19,15 @@ from temporalio.testing import ActivityEnvironment
 from activities import host as monitor
 from activities.container_spec import HostConfig
 from activities.docker_host import DockerHostActivities
-from activities.temporal_link import Life, Unreachable
-from models.identifiers import (
-    LABEL_ENVIRONMENT,
-    LABEL_GENERATION,
-    LABEL_HOST,
-    LABEL_INSTALLATION,
-    new_environment_id,
+from models.messages import (
+    MonitorHost,
+    RemoveContainer,
 )
-from models.messages import ContainerEvent, HostRecord, Message, MonitorHost, RemoveContainer
 from tests.activities.conftest import SDK_LEAKS, Desk
+from tests.activities.watched import Plane, monitoring, swept
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.docker
-
-
-class Plane:
-    """A control plane in memory."""
-
-    def __init__(self) -> None:
-        self.signals: list[tuple[str, str, Message]] = []
-        self.lives: dict[str, Life] = {}
-        self.running: dict[str, int] = {}
-        self.away = False
-        self.looked: list[str] = []
-
-    async def signal(self, workflow_id: str, name: str, argument: Message) -> bool:
-        if self.away:
-            raise Unreachable("away")
-        self.signals.append((workflow_id, name, argument))
-        return True
-
-    async def life(self, environment_id: str) -> Life:
-        if self.away:
-            raise Unreachable("away")
-        self.looked.append(environment_id)
-        return self.lives.get(environment_id, Life.OPEN)
-
-    async def believed_running(self, host_id: str) -> list[str]:
-        return list(self.running)
-
-    async def believed_generation(self, environment_id: str) -> int | None:
-        return self.running.get(environment_id)
-
-    def events(self, environment_id: str) -> list[ContainerEvent]:
-        return [
-            argument
-            for workflow_id, name, argument in self.signals
-            if workflow_id.endswith(environment_id) and isinstance(argument, ContainerEvent)
-        ]
-
-    def health(self) -> list[HostRecord]:
-        return [argument for _, _, argument in self.signals if isinstance(argument, HostRecord)]
 
 
 @pytest.fixture
@@ -85,23 +40,6 @@ def desk(config: HostConfig, plane: Plane, image: str, host_id: str) -> Any:
     activities = DockerHostActivities(config, plane)
     yield Desk(activities, image, host_id, config.state_dir)
     activities.close()
-
-
-@contextlib.asynccontextmanager
-async def monitoring(host: DockerHostActivities, host_id: str) -> AsyncIterator[ActivityEnvironment]:
-    env = ActivityEnvironment()
-    task = asyncio.ensure_future(env.run(host.monitor_host, MonitorHost(host_id=host_id)))
-    try:
-        yield env
-    finally:
-        env.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.wait_for(task, 10)
-
-
-async def swept(desk: Desk, plane: Plane) -> None:
-    """The first sweep has seen the environment, so the event stream is open."""
-    await eventually(lambda: desk.id in plane.looked, "the sweep")
 
 
 async def test_health_is_told_once_and_heartbeats_go_on(
@@ -204,87 +142,6 @@ async def test_events_wait_for_temporal(
         await eventually(lambda: plane.events(desk.id), "the crash, late")
 
 
-async def test_the_sweep_tells_what_happened_meanwhile(
-    desk: Desk, plane: Plane, engine: docker.APIClient, host_id: str
-) -> None:
-    started = await asyncio.to_thread(desk.start)
-    await asyncio.to_thread(engine.kill, started.container_id)
-    await asyncio.to_thread(engine.wait, started.container_id)
-    missing, fresh = new_environment_id(), new_environment_id()
-    plane.running = {missing: 7, desk.id: 1}
-    async with monitoring(desk.host, host_id):
-        await eventually(lambda: plane.events(desk.id) and plane.events(missing), "both told")
-    assert [(e.event, e.exit_code) for e in plane.events(desk.id)] == [("exited", 137)]
-    assert [(e.event, e.generation) for e in plane.events(missing)] == [("absent", 7)]
-    assert not plane.events(fresh)
-
-
-async def test_orphans_go_and_only_orphans(
-    desk: Desk, plane: Plane, engine: docker.APIClient, host_id: str, image: str, config: HostConfig
-) -> None:
-    """Closed workflow: gone with its directory. Open, of another host, another installation, unknown: left
-    alone.
-    """
-    await asyncio.to_thread(desk.start)
-    closed, forgotten, kept = (Desk(desk.host, image, host_id, config.state_dir) for _ in range(3))
-    for other in (closed, forgotten, kept):
-        await asyncio.to_thread(other.start)
-    plane.lives = {closed.id: Life.CLOSED, forgotten.id: Life.UNKNOWN}
-
-    def stranger(**labels: str) -> str:
-        environment_id = new_environment_id()
-        marks = {LABEL_ENVIRONMENT: environment_id, LABEL_HOST: host_id, LABEL_GENERATION: "1"}
-        marks |= {name.replace("_", "."): value for name, value in labels.items()}
-        marks = {name: value for name, value in marks.items() if value}
-        plane.lives[environment_id] = Life.UNKNOWN
-        return str(engine.create_container(image, labels=marks)["Id"])
-
-    other_host = engine.create_container(
-        image, labels={LABEL_HOST: f"{host_id}-x", LABEL_ENVIRONMENT: closed.id}
-    )["Id"]
-    plane.lives[closed.id] = Life.CLOSED
-    unmarked = stranger()
-    foreign_id = new_environment_id()
-    foreign = engine.create_container(
-        image,
-        labels={
-            LABEL_ENVIRONMENT: foreign_id,
-            LABEL_HOST: host_id,
-            LABEL_GENERATION: "1",
-            LABEL_INSTALLATION: "another",
-        },
-    )["Id"]
-    plane.lives[foreign_id] = Life.CLOSED
-    try:
-        async with monitoring(desk.host, host_id):
-            await eventually(lambda: not closed.home.exists() and not forgotten.home.exists(), "orphans gone")
-            await asyncio.sleep(0.3)
-        left = {found["Id"] for found in engine.containers(all=True)}
-        assert {other_host, unmarked, foreign} <= left
-        mine = {
-            found["Labels"][LABEL_ENVIRONMENT]
-            for found in engine.containers(filters={"label": f"{LABEL_HOST}={host_id}"})
-        }
-        assert mine == {desk.id, kept.id}
-        assert desk.home.exists() and kept.home.exists()
-        assert not plane.events(closed.id), "an orphan's end is nobody's news"
-    finally:
-        engine.remove_container(other_host, force=True)
-
-
-async def test_nothing_is_removed_while_temporal_is_away(
-    desk: Desk, plane: Plane, engine: docker.APIClient, host_id: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(monitor, "RETRY_SECONDS", 0.1)
-    started = await asyncio.to_thread(desk.start)
-    plane.away, plane.lives = True, {desk.id: Life.CLOSED}
-    async with monitoring(desk.host, host_id):
-        await asyncio.sleep(0.6)
-        assert engine.inspect_container(started.container_id)["State"]["Running"]
-        plane.away = False
-        await eventually(lambda: not desk.home.exists(), "the orphan gone, late")
-
-
 class Relay:
     """A socket in front of the real engine's that can hang up, hang and come back."""
 
@@ -374,6 +231,9 @@ async def test_engine_lost_and_back(
         else:
             relay.hang = True
         await eventually(lambda: health() and not health()[-1], "unhealthy")
+        # Whoever waits for the next round is too late.
+        monkeypatch.setattr(monitor, "PROBE_SECONDS", 60.0)
+        await asyncio.sleep(1.5)
         await asyncio.to_thread(engine.kill, started.container_id)
         if way == "away":
             relay.up()

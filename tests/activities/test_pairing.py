@@ -147,6 +147,17 @@ def test_pairing_that_waits_for_an_operator_is_named(
     desk.host.close()
 
 
+@pytest.mark.parametrize("status", ["revoked", "denied"])
+def test_what_an_operator_refused_is_told_at_once_and_lasts(
+    desk: Desk, gateway: FakeGateway, status: str
+) -> None:
+    gateway.answer(connected=True, approved=False, status=status)
+    error = refused(desk, "desk")
+    assert error.type == "pairing_timeout" and error.non_retryable
+    assert error.details[0]["lasting"] and error.details[0]["log_tail"]
+    assert f"an operator has {status}" in str(error) and "/pairings/7/approve" in str(error)
+
+
 def test_a_refused_token_is_final_after_a_while(
     desk: Desk, gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:

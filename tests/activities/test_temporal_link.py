@@ -99,9 +99,10 @@ async def test_who_believes_in_a_container(client: Client) -> None:
     await begin(client, f"{host}x", Status.RUNNING)
     await eventually(lambda: link.believed_running(host), "visibility")
     assert await link.believed_running(host) == [running]
-    assert await link.believed_generation(running) == 5
-    assert await link.believed_generation(stopped) is None
-    assert await link.believed_generation(new_environment_id()) is None
+    for environment_id, status, generation in ((running, Status.RUNNING, 5), (stopped, Status.STOPPED, 3)):
+        believed = await link.believed(environment_id)
+        assert believed is not None and (believed.status, believed.generation) == (status, generation)
+    assert await link.believed(new_environment_id()) is None
 
 
 async def test_an_installation_is_a_namespace(client: Client) -> None:

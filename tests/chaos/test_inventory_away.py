@@ -11,7 +11,12 @@ from tests.chaos.database import Database, database
 from tests.chaos.invariants import converge, no_failed_tasks
 from tests.chaos.plane import Plane, control_plane
 
-pytestmark = [pytest.mark.e2e, pytest.mark.docker, pytest.mark.postgres, pytest.mark.xdist_group("chaos")]
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.docker,
+    pytest.mark.postgres,
+    pytest.mark.xdist_group("chaos-inventory"),
+]
 
 AWAY_SECONDS = 6
 

@@ -23,7 +23,9 @@ What tests read: `calls` (list of `Call(name, environment_id, generation, reques
 environment id: `FakeContainer(container_id, environment_id, generation, running, rfb_port, novnc_port, …)`),
 `identities`, `tokens`, `wiped` (environment ids whose runtime home was emptied), `directories` (environment ids with a
 host directory), `events` (what was emitted), `created` and `removed` (container ids in order), `cancelled` (names of
-steps that ended by cancellation). `gate(step)` returns a `threading.Event`: the step waits until it is set.
+steps that ended by cancellation), `images` (by reference: those `ensure_image` saw to; for the others, and wherever it
+has a gate, it is asked). `gate(step)` returns a `threading.Event`: the step waits until it is set. With `prepares_all`
+false this is a host of the version before `prepare_identity` minted tokens and looked for images.
 Everything is behind one lock; methods may be called from any thread. Without `connect`, `on_event` (environment id,
 ContainerEvent) is called instead, when given. Generations are fenced as `activities.guards` fences them.
 """
@@ -97,6 +99,8 @@ class FakeRuntime(HostActivities):
         self.created: list[str] = []
         self.removed: list[str] = []
         self.cancelled: list[str] = []
+        self.images: dict[str | None, m.ImageReady] = {}
+        self.prepares_all = True
         self.docker_available = True
         self.lock = threading.RLock()
         self._fence: dict[str, int] = {}
@@ -193,6 +197,10 @@ class FakeRuntime(HostActivities):
     def before(self, step: str, environment_id: str, generation: int) -> None:
         """Runs at the start of each step; subclasses delay or fail here."""
 
+    def pulls(self, environment_id: str) -> bool:
+        """Whether the image counts as missing although it was seen to before; subclasses say so here."""
+        return False
+
     def pause(self, seconds: float) -> None:
         """Wait, heartbeating and cancellable, as a real step does."""
         deadline = time.monotonic() + seconds
@@ -205,12 +213,14 @@ class FakeRuntime(HostActivities):
     @activity.defn
     def ensure_image(self, request: m.EnsureImage) -> m.ImageReady:
         self._step("ensure_image", request, request.environment_id, request.generation)
-        return m.ImageReady(
-            image_id=f"sha256:{hashlib.sha256(request.image_ref.encode()).hexdigest()}", user="1000"
-        )
+        digest = hashlib.sha256(request.image_ref.encode()).hexdigest()
+        ready = m.ImageReady(image_id=f"sha256:{digest}", user="1000")
+        with self.lock:
+            self.images[request.image_ref] = ready
+        return ready
 
     @activity.defn
-    def prepare_identity(self, request: m.PrepareIdentity) -> m.Identity:
+    def prepare_identity(self, request: m.PrepareIdentity) -> m.Prepared:
         self._step("prepare_identity", request, request.environment_id, request.generation)
         environment_id = request.environment_id
         with self.lock:
@@ -219,34 +229,45 @@ class FakeRuntime(HostActivities):
             known = self.identities.get(environment_id)
             rotate = request.rotate and self._rotated.get(environment_id) != request.generation
             if known is not None and not rotate:
-                return known.model_copy(update={"created": False})
+                return self._prepared(known.model_copy(update={"created": False}), request)
             if request.rotate:
                 self._rotated[environment_id] = request.generation
             device_id = f"dev_{uuid4().hex}"
             self.identities[environment_id] = m.Identity(
                 device_id=device_id, public_key=f"pub-{device_id}", created=True
             )
-            return self.identities[environment_id]
+            return self._prepared(self.identities[environment_id], request)
 
     @activity.defn
     def mint_node_token(self, request: m.MintNodeToken) -> m.NodeToken:
         self._step("mint_node_token", request, request.environment_id, request.generation)
         with self.lock:
-            self._refuse_gone(request.environment_id, request.generation)
-            key = (request.environment_id, request.generation)
-            newest = max((g for e, g in self.tokens if e == request.environment_id), default=0)
-            if newest > request.generation:
-                message = (
-                    f"generation {newest} has its token already; generation {request.generation} is over"
-                )
-                raise failure(ErrorCode.INTERNAL, message, generation=request.generation, non_retryable=True)
+            return self._minted(request.environment_id, request.generation, request.ttl_seconds)
+
+    def _prepared(self, identity: m.Identity, request: m.PrepareIdentity) -> m.Prepared:
+        token, image = None, None
+        if request.ttl_seconds and self.prepares_all:
+            token = self._minted(request.environment_id, request.generation, request.ttl_seconds)
+        held = {("ensure_image", None), ("ensure_image", request.environment_id)} & self._gates.keys()
+        if self.prepares_all and not held and not self.pulls(request.environment_id):
+            image = self.images.get(request.image_ref)
+        return m.Prepared(**identity.model_dump(), token=token, image=image)
+
+    def _minted(self, environment_id: str, generation: int, ttl_seconds: int) -> m.NodeToken:
+        with self.lock:
+            self._refuse_gone(environment_id, generation)
+            key = (environment_id, generation)
+            newest = max((g for e, g in self.tokens if e == environment_id), default=0)
+            if newest > generation:
+                message = f"generation {newest} has its token already; generation {generation} is over"
+                raise failure(ErrorCode.INTERNAL, message, generation=generation, non_retryable=True)
             if key not in self.tokens:
                 now = datetime.now(UTC)
                 self.tokens[key] = m.NodeToken(
                     token_id=str(uuid4()),
                     token_sha256=hashlib.sha256(uuid4().bytes).hexdigest(),
                     issued_at=now,
-                    expires_at=now + timedelta(seconds=request.ttl_seconds),
+                    expires_at=now + timedelta(seconds=ttl_seconds),
                 )
             return self.tokens[key]
 
@@ -535,3 +556,7 @@ class MoodyRuntime(FakeRuntime):
         self.pause(wait)
         if code is not None:
             raise failure(code, f"moody {step}", phase=step, generation=generation)
+
+    def pulls(self, environment_id: str) -> bool:
+        with self.lock:
+            return "ensure_image" in self.moods

@@ -3,7 +3,9 @@
 import asyncio
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
+from threading import Barrier
 
 import pytest
 from sqlalchemy import Engine, text
@@ -12,6 +14,7 @@ from inventory import admin_tokens
 from inventory.admin_tokens import AdminPrincipal, AdminTokenVerifier
 from inventory.engine import reading, writing
 from models import tokens
+from models.tables import AdminTokenRow
 
 
 def make(engine: Engine, now: datetime, **fields: datetime) -> tokens.Token:
@@ -108,3 +111,30 @@ async def test_cache_is_bounded(engine: Engine, now: datetime, monkeypatch: pyte
     for token in (first, second, first):
         assert await verifier.verify(token.text)
     assert len(calls) == 3
+
+
+def test_of_many_who_want_a_name_at_once_one_gets_it(engine: Engine, now: datetime) -> None:
+    rows = [admin_tokens.prepare("ben", now)[0] for _ in range(8)]
+    together = Barrier(len(rows))
+
+    def insert(row: AdminTokenRow) -> bool:
+        together.wait(10)
+        try:
+            with writing(engine) as session:
+                admin_tokens.insert(session, row, now)
+        except admin_tokens.NameTaken:
+            return False
+        return True
+
+    with ThreadPoolExecutor(len(rows)) as pool:
+        assert sorted(pool.map(insert, rows)) == [False] * 7 + [True]
+
+
+def test_a_name_is_free_again_once_its_token_has_ended(engine: Engine, now: datetime) -> None:
+    for number in range(2):
+        row, _ = admin_tokens.prepare("cat", now, now + timedelta(seconds=60))
+        with writing(engine) as session:
+            admin_tokens.insert(session, row, now + timedelta(seconds=61 * number))
+    reserved, _ = admin_tokens.prepare(admin_tokens.CONFIGURED_OPERATOR, now)
+    with pytest.raises(admin_tokens.NameTaken), writing(engine) as session:
+        admin_tokens.insert(session, reserved, now)

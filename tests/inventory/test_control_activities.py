@@ -127,6 +127,69 @@ def test_credentials_live_and_end(activities: SqlControlActivities, engine: Engi
     assert pairing.latest_review.reason == "stop"
 
 
+def test_credentials_go_with_a_record(activities: SqlControlActivities, engine: Engine) -> None:
+    present = datetime.now(UTC)
+    wanted = spec()
+
+    def token(sha256: str) -> m.NodeToken:
+        return m.NodeToken(
+            token_id=str(uuid4()),
+            token_sha256=sha256,
+            issued_at=present,
+            expires_at=present + timedelta(hours=1),
+        )
+
+    def live(sha256: str) -> bool:
+        with reading(engine) as session:
+            return node_tokens.live_token(session, sha256, present) is not None
+
+    def record_it(revision: int, generation: int, **credentials: object) -> m.Recorded:
+        projection = record(wanted, revision, present, generation=generation)
+        return activities.record_environment(projection.model_copy(update=credentials))
+
+    first = m.RegisterNodeToken(
+        environment_id=wanted.environment_id, generation=1, device_id="d" * 64, token=token("ab" * 32)
+    )
+    second = first.model_copy(update={"generation": 2, "token": token("cd" * 32)})
+    end = m.RevokeCredentials(environment_id=wanted.environment_id, generation=1, reason="stopped")
+    # The first record of all makes the row that the token belongs to.
+    assert record_it(1, 1, registers=first).credentials
+    assert record_it(1, 1, registers=first).credentials
+    assert live("ab" * 32)
+    record_it(2, 2, registers=second)
+    assert not live("ab" * 32) and live("cd" * 32)
+    # A record that comes too late: its projection is not written, its generation's credentials end all the same.
+    record_it(1, 1, revokes=end)
+    assert live("cd" * 32)
+    record_it(1, 1, registers=first)
+    assert not live("ab" * 32) and live("cd" * 32)
+    record_it(1, 2, revokes=end.model_copy(update={"generation": 2}))
+    assert not live("cd" * 32)
+    with reading(engine) as session:
+        row = environments.get(session, wanted.environment_id)
+        assert row is not None and (row.revision, row.generation) == (2, 2)
+        assert {one.revoke_reason for one in session.exec(select(NodeTokenRow))} == {"superseded", "stopped"}
+
+
+def test_a_record_whose_credentials_are_refused_is_not_written(
+    activities: SqlControlActivities, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    present = datetime.now(UTC)
+    wanted = spec()
+    activities.record_environment(record(wanted, 1, present))
+
+    def refuse(*arguments: object) -> int:
+        raise KeyError("a bug")
+
+    monkeypatch.setattr(node_tokens, "revoke_up_to", refuse)
+    end = m.RevokeCredentials(environment_id=wanted.environment_id, generation=1, reason="stopped")
+    with pytest.raises(KeyError):
+        activities.record_environment(record(wanted, 2, present).model_copy(update={"revokes": end}))
+    with reading(engine) as session:
+        row = environments.get(session, wanted.environment_id)
+        assert row is not None and row.revision == 1
+
+
 def pair(session: Session, environment_id: str, now: datetime) -> None:
     """An approved managed pairing."""
     node = NodeRow(

@@ -1,4 +1,4 @@
-"""Every default of design section 6, by trying from inside a running sandbox (see docs/security-isolation.md)."""
+"""Every default of design section 6, by trying from inside a running sandbox (see docs/security.md)."""
 
 import re
 import socket

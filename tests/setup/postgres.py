@@ -44,11 +44,28 @@ def temporary_postgres() -> Iterator[str]:
         raise RuntimeError("PostgreSQL's programs are missing: run `make setup`")
     # Not below $TMPDIR: a socket's path may be 107 bytes long, and PostgreSQL's user must be able to get there.
     folder = Path(tempfile.mkdtemp(prefix="desktop-pg-", dir="/tmp"))
+    with _removed_at_last(folder), _server(binaries, folder) as url:
+        yield url
+
+
+@contextmanager
+def _removed_at_last(folder: Path) -> Iterator[None]:
+    """Remove the folder at the end, also when that end is a SIGKILL, of which the server dies as well."""
+    # It reads what nobody writes: the end of that is our end, too.
+    heir = subprocess.Popen(
+        ["sh", "-c", 'cat > /dev/null; until rm -rf "$0"; do sleep 0.2; done', folder],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    assert heir.stdin is not None
     try:
-        with _server(binaries, folder) as url:
-            yield url
+        yield
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        heir.stdin.close()
+        heir.wait()
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -12,6 +11,7 @@ from sqlalchemy import create_engine, text
 
 from scripts.machine import ROOT
 from tests.setup.postgres import temporary_postgres
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.postgres
 
@@ -62,11 +62,8 @@ with temporary_postgres() as url:
         folder = folder_of(process.stdout.readline().strip())
         pid = int((folder / "data" / "postmaster.pid").read_text().split()[0])
         process.send_signal(signal.SIGKILL)
-    deadline = time.monotonic() + 10
-    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert not Path(f"/proc/{pid}").exists()
-    subprocess.run(["rm", "-rf", folder], check=True)
+    until(lambda: not Path(f"/proc/{pid}").exists(), "the server ended")
+    until(lambda: not folder.exists(), "its folder removed")
 
 
 def test_a_server_that_cannot_be_made_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:

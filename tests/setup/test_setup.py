@@ -208,7 +208,18 @@ def test_the_image_is_built_again_only_when_the_content_changed(context: Path) -
     assert image_id() == first
     (context / "file").write_text("changed")
     assert sandbox_image.ensure(context) is True
-    assert image_id() != first
+    second = image_id()
+    assert second != first
+    with engine.client() as api:
+        assert not images.exists(api, first), "what has no name and no use any more goes"
+        used = api.create_container(sandbox_image.tag())["Id"]
+        try:
+            (context / "file").write_text("changed again")
+            assert sandbox_image.ensure(context) is True
+            assert images.exists(api, second), "a desktop that runs keeps its image"
+        finally:
+            api.remove_container(used, force=True)
+            api.remove_image(second)
 
 
 @pytest.mark.docker

@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar, overload
 
@@ -27,4 +28,15 @@ async def eventually(probe: Callable[[], Any], what: str, seconds: float = 30) -
         if answer:
             return answer
         await asyncio.sleep(0.02)
+    raise AssertionError(f"{what}: not within {seconds:g} s; last answer {answer!r}")
+
+
+def until(probe: Callable[[], T | None], what: str, seconds: float = 30) -> T:
+    """The same for synchronous tests."""
+    deadline, answer = time.monotonic() + seconds, None
+    while time.monotonic() < deadline:
+        answer = probe()
+        if answer:
+            return answer
+        time.sleep(0.01)
     raise AssertionError(f"{what}: not within {seconds:g} s; last answer {answer!r}")

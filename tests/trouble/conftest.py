@@ -26,11 +26,13 @@ def field(field_of_trouble: Field) -> Iterator[Field]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def no_sandbox(field_of_trouble: Field, bad_images: Images) -> str:
+def no_sandbox(field_of_trouble: Field, bad_images: Images) -> Iterator[str]:
     """An environment whose image is no sandbox: made first, since it takes a while to be told from a slow one."""
     environment_id = field_of_trouble.create(image_ref=bad_images.stranger("exec sleep 3600"))
     field_of_trouble.made.clear()
-    return environment_id
+    yield environment_id
+    # Before its image goes, which would otherwise stay without a name.
+    field_of_trouble.delete(environment_id)
 
 
 @pytest.fixture(scope="session")

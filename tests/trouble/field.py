@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import docker
 import httpx
@@ -20,9 +20,8 @@ from models.identifiers import LABEL_GENERATION, container_name
 from models.tokens import encode_subprotocol
 from scripts import leftovers
 from tests.e2e.stack import IMAGE, Stack, running_stack
+from tests.support.waiting import until
 from tests.trouble.relay import Relay
-
-T = TypeVar("T")
 
 PARTS = {"X and VNC server": "Xtigervnc", "noVNC": "novnc", "node": "node"}
 """Processes inside a sandbox without which it is no use, by their names in `/proc`."""
@@ -33,15 +32,7 @@ _OFFER_EVERYTHING = "for p in /proc/[0-9]*; do echo 1000 > $p/oom_score_adj; don
 _OFFER_OURSELVES = "echo 1000 > /proc/self/oom_score_adj; "
 
 
-def within(probe: Callable[[], T | None], what: str, seconds: float = 30) -> T:
-    """The first truthy answer. Raises: AssertionError, with what was awaited and the last answer."""
-    deadline, answer = time.monotonic() + seconds, None
-    while time.monotonic() < deadline:
-        answer = probe()
-        if answer:
-            return answer
-        time.sleep(0.01)
-    raise AssertionError(f"{what}: not within {seconds:g} s; last answer {answer!r}")
+within = until
 
 
 @dataclass(frozen=True)
@@ -173,7 +164,7 @@ class Field:
         """Return when Docker does not know it any more."""
         within(lambda: self.stack.containers(environment_id) == [], "its container gone", seconds)
 
-    def until_nothing_live(self, environment_id: str, seconds: float = 5) -> None:
+    def until_nothing_live(self, environment_id: str, seconds: float = 30) -> None:
         """Return when no token, takeover session, pairing or socket of it is left."""
         database = self.stack.state_dir / "inventory.db"
         within(
@@ -187,13 +178,15 @@ class Field:
         seen = self.show(environment_id)
         assert seen["status"] == status, seen
         names = self.stack.containers(environment_id)
-        live = leftovers.in_inventory(self.stack.state_dir / "inventory.db", environment_id)
+        database = self.stack.state_dir / "inventory.db"
+        live = leftovers.in_inventory(database, environment_id)
         if status == "running":
             assert len(names) == 1 and live["live node tokens"] == 1, (names, live)
             container = self.container(environment_id)
             assert container.status == "running"
             assert container.labels[LABEL_GENERATION] == str(seen["generation"])
-            assert live["connected nodes"] == 1, live
+            # That a socket is there or gone is written a moment after it is.
+            within(lambda: leftovers.in_inventory(database, environment_id)["connected nodes"], "connected")
         else:
             assert names == [] and live["live node tokens"] == 0, (names, live)
         return seen

@@ -1,4 +1,4 @@
-"""Images that misbehave, each one layer or one line away from the real sandbox."""
+"""Images that misbehave, most of them one line away from the real sandbox."""
 
 import hashlib
 import io
@@ -11,6 +11,7 @@ from uuid import uuid4
 
 import docker
 
+from tests.activities.conftest import sandbox_archive
 from tests.e2e.stack import IMAGE
 
 BOOT = "/usr/bin/python3 -s -E /opt/desktop-sandbox/start.py"
@@ -32,15 +33,11 @@ class Images:
         return tag
 
     def stranger(self, command: str) -> str:
-        """An image that says nothing of a desktop: the same files, but neither ports nor labels."""
+        """An image that says nothing of a desktop: a shell, and neither ports nor labels."""
         tag = self._tag()
-        container = self.engine.api.create_container(IMAGE)["Id"]
-        try:
-            root = b"".join(self.engine.api.export(container))
-        finally:
-            self.engine.api.remove_container(container, force=True)
         changes = [f"ENTRYPOINT {json.dumps(['/bin/sh', '-c', command])}", "USER 1000:1000"]
         repository, version = tag.split(":")
+        root = sandbox_archive()
         self.engine.api.import_image_from_data(root, repository=repository, tag=version, changes=changes)
         return tag
 

@@ -23,6 +23,7 @@ class SlowRegistry:
 
     def __init__(self) -> None:
         self.asked, self.go = threading.Event(), threading.Event()
+        self._closed = False
         layer = io.BytesIO()
         with tarfile.open(fileobj=layer, mode="w") as archive:
             entry = tarfile.TarInfo("filler")
@@ -55,7 +56,8 @@ class SlowRegistry:
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
 
     def close(self) -> None:
-        """Stop serving."""
+        """Stop serving. A pull that still waits gets nothing: it would leave an image behind."""
+        self._closed = True
         self.go.set()
         self._server.shutdown()
         self._server.server_close()
@@ -67,7 +69,8 @@ class SlowRegistry:
         elif name == _digest(self._layer):
             self.asked.set()
             self.go.wait(60)
-            self._answer(request, self._layer)
+            if not self._closed:
+                self._answer(request, self._layer)
         elif name == _digest(self._config):
             self._answer(request, self._config)
         else:

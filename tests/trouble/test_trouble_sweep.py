@@ -1,8 +1,11 @@
 """Containers and workflows that lost each other (issue 3, point 7)."""
 
+import functools
 import os
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -18,7 +21,7 @@ from models.identifiers import (
 from tests.e2e.stack import IMAGE
 from tests.trouble.field import Field, within
 
-pytestmark = [pytest.mark.e2e, pytest.mark.docker, pytest.mark.xdist_group("trouble")]
+pytestmark = [pytest.mark.e2e, pytest.mark.docker, pytest.mark.xdist_group("lost-and-broken")]
 
 
 @pytest.fixture
@@ -46,28 +49,73 @@ def strangers(field: Field) -> Iterator[list[str]]:
 
 @pytest.mark.parametrize("begin", ["worker restarted", "event stream cut"])
 def test_two_way_sweep(field: Field, strangers: list[str], begin: str) -> None:
-    orphan, robbed, well = field.many(3)
-    for environment_id in (orphan, robbed, well):
-        assert field.settle(environment_id, "start")["status"] == "running"
+    orphan, homeless, robbed, swapped, ahead, late, behind, well = made = field.many(8)
+    settle_all(field, made, "start")
+    settle_all(field, [homeless, late, behind], "stop")
     untouched = field.container(well).id
-    field.stack.temporal("workflow", "terminate", "--workflow-id", environment_workflow_id(orphan))
-    assert field.stack.containers(orphan)
+    for environment_id in (orphan, homeless):
+        field.stack.temporal(
+            "workflow", "terminate", "--workflow-id", environment_workflow_id(environment_id)
+        )
+    assert field.stack.containers(orphan) and field.home(homeless).exists()
+    worker = field.worker("workers.host")
     if begin == "worker restarted":
-        os.kill(field.worker("workers.host"), signal.SIGKILL)
-        field.container(robbed).remove(force=True)
+        os.kill(worker, signal.SIGSTOP)
     else:
         field.relay.cut()
-        field.container(robbed).remove(force=True)
+    field.container(robbed).remove(force=True)
+    field.container(swapped).remove(force=True)
+    field.container(ahead).remove(force=True)
+    # Made by a worker that was cut off, or left when a backup of Temporal or of the engine was restored.
+    by_hand(field, swapped, generation=0)
+    by_hand(field, ahead, generation=5)
+    by_hand(field, late, generation=1)
+    by_hand(field, behind, generation=5)
+    if begin == "worker restarted":
+        os.kill(worker, signal.SIGKILL)
+    else:
         field.relay.up()
     field.until_no_container(orphan)
-    within(lambda: not field.home(orphan).exists(), "the orphan's directory removed")
-    field.until(robbed, generation=2)
-    assert field.settle(robbed, "start")["status"] == "running"
-    field.check_agreement(robbed, "running")
+    for environment_id in (orphan, homeless):
+        home = field.home(environment_id)
+        within(functools.partial(_is_gone, home), "the orphan's directory removed")
+    for environment_id, generation in ((robbed, 2), (swapped, 2), (ahead, 6)):
+        field.until(environment_id, generation=generation)
+        assert field.settle(environment_id, "start")["status"] == "running"
+        field.check_agreement(environment_id, "running")
+    for environment_id, generation in ((late, 1), (behind, 5)):
+        field.until_no_container(environment_id)
+        seen = field.until(environment_id, status="stopped", generation=generation)
+        # That the engine was away is told; nothing else went wrong.
+        assert {error["name"] for error in field.errors(environment_id)} <= {"docker_unavailable"}
+        assert seen["last_error"] is None
     field.until(well, status="running")
     assert field.check_agreement(well, "running")["generation"] == 1
     assert field.container(well).id == untouched
     for stranger in strangers:
         assert field.engine.containers.get(stranger).status == "created"
-    # The operator still sees it: nobody deleted it. It does not run, and it can be deleted.
-    field.made.remove(orphan)
+    # The operator still sees those whose workflow was terminated: nobody deleted them. A start gives them a new one.
+    for environment_id, generation in ((homeless, 2), (behind, 6)):
+        seen = field.settle(environment_id, "start")
+        assert (seen["status"], seen["generation"]) == ("running", generation), seen
+
+
+def _is_gone(home: Path) -> bool:
+    return not home.exists()
+
+
+def settle_all(field: Field, environment_ids: list[str], command: str) -> None:
+    expected = {"start": "running", "stop": "stopped"}[command]
+    with ThreadPoolExecutor(len(environment_ids)) as pool:
+        settled = pool.map(lambda environment_id: field.settle(environment_id, command), environment_ids)
+        assert {environment["status"] for environment in settled} == {expected}
+
+
+def by_hand(field: Field, environment_id: str, *, generation: int) -> None:
+    """A container of this environment, by all its labels, that its workflow does not know of."""
+    labels = {
+        LABEL_ENVIRONMENT: environment_id,
+        LABEL_HOST: field.stack.up["host_id"],
+        LABEL_GENERATION: str(generation),
+    }
+    field.engine.containers.create(IMAGE, name=container_name(environment_id), labels=labels)

@@ -22,6 +22,11 @@ from tests.workflows.test_host import watch
 from workflows import policies
 
 TARGET = Path(__file__).parent / "histories"
+FORM = 2
+"""In the files' names; one more with each `workflow.patched`, so that the histories before it stay.
+
+1, which their names do not say: before credentials went with the records.
+"""
 Story = Callable[[Plane], Awaitable[str]]
 
 
@@ -108,6 +113,35 @@ async def continued(plane: Plane) -> str:
     return environment_workflow_id(environment_id)
 
 
+async def logs(plane: Plane) -> str:
+    """Logs read while the desktop runs; an image that is pulled for long, and is not pulled the second time."""
+    gate = plane.runtime.gate("ensure_image")
+    environment_id = await plane.create(running=False)
+    await plane.settled(environment_id, Status.STOPPED)
+    handle = plane.handle(environment_id)
+    await handle.signal("start")
+    await plane.until(environment_id, lambda v: v.phase == "ensure_image", "pulling")
+    gate.set()
+    await plane.settled(environment_id, Status.RUNNING)
+    await handle.execute_update("refresh_logs", result_type=list[str])
+    await handle.signal("reset")
+    await plane.until(environment_id, lambda v: v.settled and v.generation == 2, "reset")
+    await handle.execute_update("refresh_logs", result_type=list[str])
+    await handle.signal("delete")
+    await handle.result()
+    return environment_workflow_id(environment_id)
+
+
+async def older_host(plane: Plane) -> str:
+    """A host whose worker is of the version before."""
+    plane.runtime.prepares_all = False
+    environment_id = await plane.create()
+    await plane.settled(environment_id, Status.RUNNING)
+    await plane.cli_signal(environment_id, "stop")
+    await plane.settled(environment_id, Status.STOPPED)
+    return environment_workflow_id(environment_id)
+
+
 async def host(plane: Plane) -> str:
     """The host workflow: healthy, Docker away and back, cancelled."""
     await watch(plane)
@@ -129,6 +163,8 @@ STORIES: dict[str, tuple[Story, Callable[[], FakeRuntime]]] = {
     "crash": (crash, lambda: FlakyRuntime("start_container", times=2)),
     "host_loss": (host_loss, FakeRuntime),
     "continued": (continued, FakeRuntime),
+    "logs": (logs, FakeRuntime),
+    "older_host": (older_host, FakeRuntime),
     "host": (host, FakeRuntime),
 }
 
@@ -153,7 +189,7 @@ async def record(names: list[str]) -> None:
                     workflow_id = await story(plane)
                     history = await server.client.get_workflow_handle(workflow_id).fetch_history()
             text = json.dumps(without_stack_traces(json.loads(history.to_json())), indent=1)
-            (TARGET / f"{name}.json").write_text(text + "\n")
+            (TARGET / f"{name}.{FORM}.json").write_text(text + "\n")
             print(f"{name}: {len(history.events)} events")
 
 

@@ -1,13 +1,16 @@
 """Commands against the entity workflow on the real dev server, some of them typed by the real `temporal` command."""
 
+import asyncio
 import json
 import random
 
 import pytest
+from temporalio.common import SearchAttributeKey
 
+from activities.failures import failure
 from models import messages as m
 from models.errors import ErrorCode
-from models.identifiers import environment_workflow_id
+from models.identifiers import SEARCH_ATTRIBUTE_STATUS, environment_workflow_id
 from models.lifecycle import Command, Recovery, Status
 from tests.fakes.runtime import (
     DiesAfterCreate,
@@ -23,7 +26,7 @@ from tests.workflows.conftest import MakePlane
 from tests.workflows.invariants import agree
 from workflows.environment import DesktopEnvironment
 
-START_STEPS = ["ensure_image", "prepare_identity", "mint_node_token", "start_container", "await_node_pairing"]
+START_STEPS = ["ensure_image", "prepare_identity", "start_container", "await_node_pairing"]
 
 
 async def test_start_stop_start_delete(make_plane: MakePlane) -> None:
@@ -67,23 +70,29 @@ async def test_created_stopped_stays_stopped(make_plane: MakePlane) -> None:
     assert plane.runtime.calls == []
 
 
-HISTORY_EVENTS = 95
-"""What a start, running, stop cycle may cost. Design section 7 asks for 60, which only local activities would give,
-and those do not replay beside queries (`workflows.calls.in_inventory`). A task more or less is a matter of timing."""
+HISTORY_EVENTS = 60
+"""What a start, running, stop cycle may cost (design section 7)."""
 
 
 async def test_one_cycle_stays_in_the_history_budget(make_plane: MakePlane, cached_workflows: int) -> None:
     plane = await make_plane()
     environment_id = await plane.create(running=False)
-    await plane.settled(environment_id, Status.STOPPED)
-    before = (await plane.handle(environment_id).describe()).history_length
-    await plane.cli_signal(environment_id, "start")
-    await plane.settled(environment_id, Status.RUNNING)
-    await plane.cli_signal(environment_id, "stop")
-    await plane.settled(environment_id, Status.STOPPED)
-    events = (await plane.handle(environment_id).describe()).history_length - before
-    print(f"one start, running, stop cycle: {events} history events (budget 60, bound {HISTORY_EVENTS})")
-    assert events <= HISTORY_EVENTS
+    await agree(plane, environment_id, Status.STOPPED)
+    image_ref = (await plane.view(environment_id)).spec.image_ref
+    plane.runtime.images[image_ref] = m.ImageReady(image_id="sha256:there")
+    spent = []
+    for _ in range(2):
+        # What the last activity's end costs comes after it.
+        await asyncio.sleep(0.3)
+        before = (await plane.handle(environment_id).describe()).history_length
+        await plane.cli_signal(environment_id, "start")
+        await agree(plane, environment_id, Status.RUNNING)
+        await plane.cli_signal(environment_id, "stop")
+        await agree(plane, environment_id, Status.STOPPED)
+        await asyncio.sleep(0.3)
+        spent.append((await plane.handle(environment_id).describe()).history_length - before)
+    print(f"start, running, stop cycles: {spent} history events (budget {HISTORY_EVENTS})")
+    assert max(spent) <= HISTORY_EVENTS
 
 
 @pytest.mark.parametrize("step", START_STEPS)
@@ -409,3 +418,47 @@ async def test_readable_in_the_web_ui(make_plane: MakePlane) -> None:
     assert workflow_id in {entry["execution"]["workflowId"] for entry in found}
     await plane.cli_signal(environment_id, "delete")
     await plane.handle(environment_id).result()
+
+
+async def test_what_only_an_operator_can_mend_is_one_attempt(make_plane: MakePlane) -> None:
+    class TooMuch(FakeRuntime):
+        def before(self, step: str, environment_id: str, generation: int) -> None:
+            if step == "start_container":
+                message = "limits: cpus 8 is above the maximum 4 of this host"
+                raise failure(ErrorCode.START_FAILED, message, generation=generation, lasting=True)
+
+    plane = await make_plane(TooMuch())
+    environment_id = await plane.create()
+    view = await agree(plane, environment_id, Status.ERROR)
+    assert view.last_error is not None and view.last_error.code is ErrorCode.START_FAILED
+    assert view.recovery is Recovery.OPERATOR
+    assert plane.runtime.count("start_container") == 1
+
+
+async def test_refreshed_logs_are_projected(make_plane: MakePlane) -> None:
+    plane = await make_plane()
+    environment_id = await plane.create()
+    await agree(plane, environment_id, Status.RUNNING)
+    plane.runtime.containers[environment_id].log.append("a line since then")
+    lines: list[str] = await plane.handle(environment_id).execute_update(
+        "refresh_logs", result_type=list[str]
+    )
+    assert lines[-1] == "a line since then"
+
+    def logs() -> bool:
+        row = plane.row(environment_id)
+        return row is not None and row.logs == lines
+
+    await eventually(logs, "projected")
+    await agree(plane, environment_id, Status.RUNNING)
+
+
+async def test_a_deleted_environment_is_found_as_deleted(make_plane: MakePlane) -> None:
+    plane = await make_plane()
+    environment_id = await plane.create()
+    await plane.settled(environment_id, Status.RUNNING)
+    handle = plane.handle(environment_id)
+    await handle.signal("delete")
+    await handle.result()
+    key = SearchAttributeKey.for_keyword(SEARCH_ATTRIBUTE_STATUS)
+    assert (await handle.describe()).typed_search_attributes.get(key) == "deleted"

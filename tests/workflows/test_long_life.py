@@ -134,6 +134,8 @@ async def test_what_things_cost_in_history_events(make_cached_plane: MakePlane) 
     plane = await make_cached_plane()
     environment_id = await plane.create(running=False)
     await agree(plane, environment_id, Status.STOPPED)
+    image_ref = (await plane.view(environment_id)).spec.image_ref
+    plane.runtime.images[image_ref] = m.ImageReady(image_id="sha256:there")
     await asyncio.sleep(0.5)
     handle = plane.handle(environment_id)
     costs: dict[str, int] = {}

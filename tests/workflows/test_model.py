@@ -44,7 +44,6 @@ T = TypeVar("T")
 STEPS_THAT_FAIL = [
     "ensure_image",
     "prepare_identity",
-    "mint_node_token",
     "start_container",
     "await_node_pairing",
     "remove_container",

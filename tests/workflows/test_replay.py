@@ -3,7 +3,9 @@
 To add one, or after a change that is guarded by `workflow.patched`: `python -m tests.workflows.record_histories`.
 """
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from temporalio import workflow
@@ -11,7 +13,7 @@ from temporalio.client import WorkflowHistory
 from temporalio.worker import Replayer
 from temporalio.workflow import NondeterminismError
 
-from models import messages as m
+from tests.workflows.record_histories import FORM, STORIES
 from workflows.environment import DesktopEnvironment
 from workflows.host import DesktopHost
 from workflows.plugin import ControlPlanePlugin
@@ -21,12 +23,16 @@ HISTORIES = sorted((Path(__file__).parent / "histories").glob("*.json"))
 
 def load(path: Path) -> WorkflowHistory:
     """A history as `temporal workflow show --output json` prints it."""
-    return WorkflowHistory.from_json(path.stem, path.read_text())
+    text = path.read_text()
+    started = json.loads(text)["events"][0]["workflowExecutionStartedEventAttributes"]
+    return WorkflowHistory.from_json(started["workflowId"], text)
 
 
 def test_there_are_histories() -> None:
     names = {path.stem for path in HISTORIES}
-    assert {"start_stop_delete", "interrupted", "crash", "host_loss", "continued", "host"} <= names
+    stories = {"start_stop_delete", "interrupted", "crash", "host_loss", "continued", "host"}
+    assert stories <= names
+    assert {f"{story}.{FORM}" for story in STORIES} <= names
 
 
 @pytest.mark.parametrize("path", HISTORIES, ids=lambda path: path.stem)
@@ -40,13 +46,13 @@ class ChangedEnvironment(DesktopEnvironment):
     """The workflow with one more step at its beginning: what a careless change looks like."""
 
     @workflow.init
-    def __init__(self, start: m.EnvironmentInput) -> None:
-        super().__init__(start)
+    def __init__(self, *payloads: Any) -> None:
+        super().__init__(*payloads)
 
     @workflow.run
-    async def run(self, start: m.EnvironmentInput) -> None:
+    async def run(self, *payloads: Any) -> None:
         await workflow.sleep(1)
-        await super().run(start)
+        await super().run(*payloads)
 
 
 async def test_a_changed_workflow_does_not_replay() -> None:
