@@ -14,7 +14,7 @@ ARGS ?=
 
 export PIP_NO_INPUT := 1
 
-.PHONY: help setup python demo up test lint format bench bench-recovery lock service-image clean
+.PHONY: help setup python demo up test lint audit format bench bench-recovery lock service-image clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ lint: python ## Linter, formatter, type checker, import contracts
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports
+
+audit: python ## Known vulnerabilities of the pinned packages, where the index serves advisories
+	@exec $(py) -m scripts.audit_dependencies $(ARGS)
 
 format: python ## Format the code and apply the linter's safe fixes
 	@.venv/bin/ruff format .

@@ -14,6 +14,7 @@ from api.dependencies import Services
 from api.docs import DOCS_HEADERS, DOCS_PAGE
 from api.feed import Feed
 from api.guard import Guard
+from api.links import add_links
 from api.routers import audit, defaults, environments, events, health, hosts, nodes, tokens
 from api.takeover import router as takeover
 from api.takeover.proxy import TakeoverProxy
@@ -76,6 +77,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         for name in ("HTTPValidationError", "ValidationError"):
             document["components"]["schemas"].pop(name, None)
         document["paths"][f"{TAKEOVER_PREFIX}{{token}}/{{path}}"] = {"get": _TAKEOVER_OPERATION}
+        add_links(document)
         app.openapi_schema = document
     return app.openapi_schema
 

@@ -25,6 +25,7 @@ from api.guard import is_public
 from api.throttle import Throttle
 from inventory import audit, takeover
 from inventory.audit import ActorKind, Fact, Outcome
+from models.codec_address import CODEC_PREFIX, hide_capability
 from models.errors import ApiError, Unavailable
 from models.identifiers import is_environment_id
 from models.takeover import TAKEOVER_PREFIX
@@ -54,6 +55,7 @@ ACTIONS: Final[Mapping[str, str]] = {
 
 MUTATING: Final = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 _AUDITED_READS = frozenset({"redirect_to_desktop"})
+_CODEC_HOLDER = "holder of the codec address"
 _REFUSAL_SECONDS = 1.0
 """How long a refusal waits for its row; it does not depend on it."""
 
@@ -87,7 +89,7 @@ class Entry:
         return Fact(
             action=self.action,
             outcome=outcome,
-            actor_kind=ActorKind.OPERATOR if self.actor else ActorKind.UNKNOWN,
+            actor_kind=ActorKind.UNKNOWN if self.actor in ("", _CODEC_HOLDER) else ActorKind.OPERATOR,
             actor=self.actor or "unknown",
             source=self.source,
             code=code,
@@ -163,7 +165,7 @@ class Audit:
         """ASGI."""
         if scope["type"] == "websocket" and scope["path"].startswith(TAKEOVER_PREFIX):
             await self._app(scope, receive, self._on_accept(scope, send))
-        elif scope["type"] != "http" or is_public(scope["path"]):
+        elif scope["type"] != "http" or (is_public(scope["path"]) and not _is_codec(scope)):
             await self._app(scope, receive, send)
         else:
             await self._request(scope, receive, send)
@@ -196,6 +198,9 @@ class Audit:
             await self._stranger(entry)
             return
         _identify(entry)
+        if _is_codec(entry.scope):
+            await self._deciphered(entry, status)
+            return
         route = getattr(entry.scope.get("route"), "name", "")
         if entry.scope["method"] not in MUTATING and route not in _AUDITED_READS:
             return
@@ -210,9 +215,25 @@ class Audit:
     async def _stranger(self, entry: Entry) -> None:
         turn = self._throttle.take(entry.source or "")
         if turn is not None:
-            target = f"{entry.scope['method']} {entry.scope['path']}"
+            target = _shown(entry.scope)
             entry.note(action="auth.refused", target=target, detail={"listener": "admin"} | turn.detail())
             await attempt(entry.engine, entry.fact(Outcome.REFUSED, "unauthorized"))
+
+    async def _deciphered(self, entry: Entry, status: int) -> None:
+        """Somebody reads histories, page by page: a row a minute. Reading does not depend on it."""
+        if entry.scope["method"] != "POST":
+            return
+        # The path's one parameter is the capability.
+        entry.target = None
+        entry.action = f"codec.{entry.scope['path'].rpartition('/')[2]}"
+        outcome = Outcome.REFUSED if status >= 400 else Outcome.ACCEPTED
+        if not entry.actor and outcome is Outcome.ACCEPTED:
+            entry.actor = _CODEC_HOLDER
+        turn = self._throttle.take(f"{entry.action} {outcome} {entry.actor} {entry.source}")
+        if turn is not None:
+            entry.note(detail=turn.detail())
+            code = code_of(status) if outcome is Outcome.REFUSED else None
+            await attempt(entry.engine, entry.fact(outcome, code))
 
     def _on_accept(self, scope: Scope, send: Send) -> Send:
         async def watched(message: Message) -> None:
@@ -266,7 +287,16 @@ def _identify(entry: Entry) -> None:
         entry.environment_id = entry.environment_id or environment_id
     if entry.target is None:
         others = [str(value) for name, value in parameters.items() if name != "environment_id"]
-        entry.target = " ".join(others) or (None if route else f"{scope['method']} {scope['path']}")
+        entry.target = " ".join(others) or (None if route else _shown(scope))
+
+
+def _is_codec(scope: Scope) -> bool:
+    path: str = scope["path"]
+    return path.startswith(f"{CODEC_PREFIX}/") and path.endswith(("/encode", "/decode"))
+
+
+def _shown(scope: Scope) -> str:
+    return hide_capability(f"{scope['method']} {scope['path']}")
 
 
 def _source(scope: Scope) -> str | None:

@@ -18,7 +18,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from temporalio.api.common.v1 import Payloads
 
-from api.errors import response_for
+from api.errors import install, response_for
 from models.codec_address import CODEC_PREFIX, codec_capability
 from models.errors import InvalidRequest, NotFound
 from models.keyring import KeyRing
@@ -58,4 +58,9 @@ def codec_app(ring: KeyRing | None, admin_token: str, origins: list[str]) -> Sta
         for place in ("", "/{capability}")
         for verb in ("encode", "decode")
     ]
-    return Starlette(routes=routes, middleware=[cors])
+    app = Starlette(routes=routes, middleware=[cors])
+    # A mounted application answers for itself: what is not there, in the shape of every other refusal.
+    install(app)
+    # Open to strangers: it sends nobody anywhere, least of all to the host that a request names.
+    app.router.redirect_slashes = False
+    return app

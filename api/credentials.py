@@ -7,12 +7,9 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from api.database import DEADLINE_SECONDS
-from inventory.admin_tokens import AdminTokenVerifier
+from inventory.admin_tokens import CONFIGURED_OPERATOR, AdminTokenVerifier
 from inventory.engine import describe, is_unavailable
 from models.errors import Unavailable
-
-CONFIGURED_OPERATOR = "admin"
-"""Name of whoever presents `DESKTOP_ADMIN_TOKEN`."""
 
 _MAX_TOKEN_CHARS = 512
 

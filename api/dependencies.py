@@ -6,7 +6,7 @@ An application that includes routers sets `app.state.services = Services(…)` f
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, cast
 
-from fastapi import Depends, Security
+from fastapi import Depends, Path, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy import Engine
 from starlette.requests import HTTPConnection
@@ -99,7 +99,10 @@ def get_gateway(connection: HTTPConnection) -> "Gateway":
     return get_services(connection).gateway
 
 
-def environment_id_of(environment_id: str) -> str:
+_UUID = Path(json_schema_extra={"format": "uuid"})
+
+
+def environment_id_of(environment_id: Annotated[str, _UUID]) -> str:
     """The path's environment id.
 
     Raises:

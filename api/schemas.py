@@ -20,6 +20,7 @@ from models.messages import (
     SecurityProfile,
     TimelineEntry,
 )
+from models.pairing import NodePairing, PairingStatus
 from models.tables import AdminTokenRow, AuditRow, DefaultsRow, HostRow
 
 LABEL_CHARS = 120
@@ -258,6 +259,34 @@ class EnvironmentDetail(Environment):
         )
 
 
+class PairingShown(BaseModel):
+    """What stands about the pairing of an environment's node; an agent can use the desktop while it is `approved`."""
+
+    pairing_id: int
+    status: PairingStatus
+    decided_by: str | None = Field(description="Operator, or `managed-pairing-policy`.")
+    reason: str | None
+    at: str | None = Field(description="When that was decided.")
+
+    @classmethod
+    def from_pairing(cls, pairing: NodePairing) -> "PairingShown":
+        """From the inventory."""
+        review = pairing.latest_review
+        return cls(
+            pairing_id=pairing.pairing_id,
+            status=pairing.status,
+            decided_by=review.reviewer_id if review else None,
+            reason=review.reason if review else None,
+            at=review.created_at if review else None,
+        )
+
+
+class EnvironmentShown(EnvironmentDetail):
+    """One environment in full, with its node's pairing, which is the gateway's and not the workflow's."""
+
+    pairing: PairingShown | None = Field(description="null where no node of it has ever connected.")
+
+
 class Host(BaseModel):
     """A runtime host and its health as recorded."""
 
@@ -385,6 +414,12 @@ class EnvironmentAnswer(Answer):
     """One environment."""
 
     environment: EnvironmentDetail
+
+
+class EnvironmentShownAnswer(Answer):
+    """One environment, with its node's pairing."""
+
+    environment: EnvironmentShown
 
 
 class DeleteAnswer(EnvironmentAnswer):

@@ -27,6 +27,7 @@ from api.gateway import UVICORN_SETTINGS, Gateway
 from api.node_app import create_node_app
 from inventory.engine import make_engine
 from models import keyring
+from models.codec_address import hide_capability
 from models.settings import ApiSettings, ConfigurationError, load
 
 logger = logging.getLogger(__name__)
@@ -46,12 +47,12 @@ class ListenError(Exception):
 
 
 class RedactingFilter(logging.Filter):
-    """Takes takeover tokens, which are credentials, out of every line."""
+    """Takes out of every line the credentials that stand in paths: takeover tokens, the codec endpoint's capability."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Keep the record, redacted."""
         text = record.getMessage()
-        redacted = _TAKEOVER_TOKEN.sub(r"\1…", text)
+        redacted = hide_capability(_TAKEOVER_TOKEN.sub(r"\1…", text))
         if redacted != text:
             record.msg, record.args = redacted, None
         return True

@@ -203,6 +203,8 @@ async def patch(
             clear_label="label" in given and body.label is None,
             image_ref=body.image_ref if "image_ref" in given else None,
             limits=limits,
+            # Merged once more by the workflow: two changes at once are each made from what was before.
+            limits_given=sorted(body.limits.model_fields_set) if limits else None,
             security_profile=body.security_profile if "security_profile" in given else None,
             actor=operator.name,
             request_id=str(uuid4()),
@@ -279,19 +281,26 @@ async def heartbeat(services: Services, row: HostRow) -> datetime | None:
 async def _recorded(
     services: Services, view: EnvironmentView, row: EnvironmentRow | None
 ) -> EnvironmentRow | None:
-    """The row once it says `running` as the workflow does: who was told so finds dispatch and takeover open.
+    """The row once it says `running`, or gone, as the workflow does: who was told so finds dispatch and takeover open,
+    or nothing.
 
     A record that does not come in time, as with a worker that died in between, holds the answer up no longer.
     """
     deadline = time.monotonic() + RECORD_SECONDS
-    while view.status is Status.RUNNING and time.monotonic() < deadline:
-        if row is not None and (row.status, row.generation) == (view.status.value, view.generation):
+    while (view.deleted or view.status is Status.RUNNING) and time.monotonic() < deadline:
+        if row is not None and _says_so(row, view):
             break
         await asyncio.sleep(RECORD_STEP_SECONDS)
         row = await database.read(
             services.engine, lambda session: environments.get(session, view.spec.environment_id, True)
         )
     return row
+
+
+def _says_so(row: EnvironmentRow, view: EnvironmentView) -> bool:
+    if view.deleted:
+        return row.deleted_at is not None
+    return (row.status, row.generation) == (view.status.value, view.generation)
 
 
 async def _asked(
@@ -382,6 +391,7 @@ async def _outcome(
         try:
             view = await services.workflows.await_settled(environment_id, request)
             source, gone = "workflow", view.deleted
+            row = await _recorded(services, view, row)
         except NotFound:
             # It was there a moment ago: its workflow has ended, as only a deleted environment's does.
             gone = True

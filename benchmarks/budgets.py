@@ -133,12 +133,13 @@ class Bench:
     def _cycle(self, environment_id: str) -> int:
         """History events of one cycle, from stopped to stopped."""
         self._field.settle(environment_id, "stop")
+        # The last record comes after the status that was waited for, before the cycle and at its end.
+        time.sleep(1)
         before = self._events(environment_id)
         for name, status in (("start", "running"), ("stop", "stopped")):
             # Waiting by the API's update would add to the history.
             self._field.command(environment_id, name)
             self._field.until(environment_id, status=status, settled=True)
-        # The last record comes after the status that was waited for.
         time.sleep(1)
         return self._events(environment_id) - before
 

@@ -117,6 +117,7 @@ def environment(item: Json) -> Table:
         ("profile", clean(item.get("security_profile", "-"))),
         ("limits", limits(item.get("limits"))),
         ("node", clean(item.get("node_id") or "-")),
+        ("pairing", _pairing(item.get("pairing"))),
         ("takeover", "available" if item.get("takeover_available") else "not available"),
         ("created", ago(item.get("created_at"))),
         ("updated", ago(item.get("updated_at"))),
@@ -140,6 +141,18 @@ def environment(item: Json) -> Table:
     for name, value in rows:
         table.add_row(name, value)
     return table
+
+
+def _pairing(item: Any) -> Text | str:
+    """Where the node's pairing stands, and whose decision that is."""
+    if not isinstance(item, dict):
+        return "-"
+    standing = f"{clean(item.get('status'))} (pairing {clean(item.get('pairing_id'))})"
+    if item.get("status") == "approved":
+        return standing
+    decided = f" by {clean(item['decided_by'])}" if item.get("decided_by") else ""
+    reason = f": {clean(item['reason'])}" if item.get("reason") else ""
+    return Text(f"{standing}{decided}{reason}", style="yellow")
 
 
 def limits(item: Any) -> str:

@@ -132,7 +132,8 @@ def parse_envelope(frame: str) -> Envelope:
     """
     try:
         data = pydantic_core.from_json(frame, allow_inf_nan=False)
-    except ValueError:
+    except (ValueError, TypeError):
+        # TypeError: a text that is no UTF-8, which no WebSocket delivers.
         raise InvalidJson from None
     if not isinstance(data, dict):
         raise InvalidMessage

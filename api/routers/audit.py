@@ -1,9 +1,11 @@
 """The audit for operators: who did what, from where, when, with what outcome."""
 
-from datetime import datetime
-from typing import Annotated
+import re
+from datetime import UTC, datetime
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
+from pydantic import BeforeValidator
 
 from api import database
 from api.dependencies import Admin, ServicesDep
@@ -14,6 +16,16 @@ from inventory.audit import Filters, Outcome
 from models.errors import InvalidRequest, Unauthorized, Unavailable
 
 router = APIRouter(tags=["audit"])
+
+
+def _spelled_out(text: Any) -> Any:
+    # A bare number would be taken for seconds since 1970, or for milliseconds, by its size.
+    if isinstance(text, str) and re.match(r"[0-9]{4}-", text) is None:
+        raise ValueError("must be a time such as 2026-11-23T12:00:00Z")
+    return text
+
+
+Instant = Annotated[datetime, BeforeValidator(_spelled_out)]
 
 
 @router.get(
@@ -28,8 +40,8 @@ async def list_audit(
         str | None, Query(max_length=60, description="Name, or its beginning such as `pairing`.")
     ] = None,
     outcome: Outcome | None = None,
-    since: Annotated[datetime | None, Query(description="From this time on, with its zone.")] = None,
-    until: Annotated[datetime | None, Query(description="Before this time, with its zone.")] = None,
+    since: Annotated[Instant | None, Query(description="From this time on, with its zone.")] = None,
+    until: Annotated[Instant | None, Query(description="Before this time, with its zone.")] = None,
     oldest_first: Annotated[bool, Query(description="For those who follow.")] = False,
     limit: Annotated[int, Query(ge=1, le=1000, description="Length of the page.")] = 100,
     cursor: Annotated[
@@ -37,10 +49,7 @@ async def list_audit(
     ] = None,
 ) -> AuditAnswer:
     """Newest first; kept after deletion."""
-    for name, at in (("since", since), ("until", until)):
-        if at is not None and at.tzinfo is None:
-            raise InvalidRequest(f"{name}: needs a zone, such as a Z at its end")
-    filters = Filters(environment_id, actor, action, outcome, since, until)
+    filters = Filters(environment_id, actor, action, outcome, _utc("since", since), _utc("until", until))
     start = None if cursor is None else int(cursor)
     rows = await database.read(
         services.engine,
@@ -50,3 +59,15 @@ async def list_audit(
     if oldest_first and following is None:
         following = cursor
     return AuditAnswer(entries=[AuditEntryOut.from_row(row) for row in rows], next_cursor=following)
+
+
+def _utc(name: str, at: datetime | None) -> datetime | None:
+    """The same time in UTC. Raises `InvalidRequest` where it has no zone, or UTC has no such year."""
+    if at is None:
+        return None
+    if at.tzinfo is None:
+        raise InvalidRequest(f"{name}: needs a zone, such as a Z at its end")
+    try:
+        return at.astimezone(UTC)
+    except OverflowError:
+        raise InvalidRequest(f"{name}: is outside the years 1 to 9999 in UTC") from None

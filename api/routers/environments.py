@@ -17,12 +17,15 @@ from api.schemas import (
     EnvironmentCreate,
     EnvironmentPatch,
     EnvironmentsAnswer,
+    EnvironmentShown,
+    EnvironmentShownAnswer,
     LogsAnswer,
+    PairingShown,
     ResetBody,
     TimelineAnswer,
     TimelineEntryOut,
 )
-from inventory import environments
+from inventory import environments, pairings
 from inventory.timeline import START, parse_place
 from models.errors import Conflict, InvalidRequest, NotFound, Unauthorized, Unavailable
 from models.lifecycle import Command, Status
@@ -91,10 +94,14 @@ async def create_environment(
 @router.get("/{environment_id}", summary="Show an environment", responses=_READS)
 async def get_environment(
     environment_id: EnvironmentId, services: ServicesDep, _operator: Admin
-) -> EnvironmentAnswer:
+) -> EnvironmentShownAnswer:
     """As its workflow sees it, every command sent before included; as recorded when no worker answers."""
     environment, _ = await service.detail(services, environment_id)
-    return EnvironmentAnswer(environment=environment)
+    node_id, pairing = environment.node_id, None
+    if node_id is not None:
+        known = await database.read(services.engine, lambda session: pairings.of_node(session, node_id))
+        pairing = PairingShown.from_pairing(known) if known else None
+    return EnvironmentShownAnswer(environment=EnvironmentShown(**dict(environment), pairing=pairing))
 
 
 @router.patch("/{environment_id}", summary="Change an environment", responses=_CHANGES)

@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Depends, Path, Query
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Engine
 
@@ -105,7 +105,9 @@ class DispatchAnswer(BaseModel):
     error: DispatchError | None
 
 
-def pairing_id_of(pairing_id: str) -> int:
+def pairing_id_of(
+    pairing_id: Annotated[str, Path(json_schema_extra={"type": "integer", "minimum": 1})],
+) -> int:
     """The path's pairing id.
 
     Raises:

@@ -7,11 +7,11 @@ from fastapi import APIRouter, Response
 from sqlmodel import Session
 
 from api import audit, database
-from api.credentials import CONFIGURED_OPERATOR
 from api.dependencies import Admin, ServicesDep
 from api.errors import responses
 from api.schemas import TokenAnswer, TokenCreate, TokenCreatedAnswer, TokenOut, TokensAnswer
 from inventory import admin_tokens
+from inventory.admin_tokens import CONFIGURED_OPERATOR, NameTaken
 from models.errors import Conflict, InvalidRequest, NotFound, Unauthorized, Unavailable
 from models.tables import AdminTokenRow
 
@@ -44,10 +44,11 @@ async def create_token(
     row, token = await to_thread.run_sync(admin_tokens.prepare, body.name, now, expires_at)
 
     def work(session: Session) -> None:
-        if admin_tokens.live_names(session, now).intersection({row.name}):
-            raise Conflict(f"there is a live token named {row.name!r}; revoke it, or choose another name")
-        session.add(row)
-        session.flush()
+        try:
+            admin_tokens.insert(session, row, now)
+        except NameTaken:
+            message = f"there is a live token named {row.name!r}; revoke it, or choose another name"
+            raise Conflict(message) from None
         audit.stage(session, target=row.token_id, detail={"name": row.name, "expires_at": row.expires_at})
 
     await database.write(services.engine, work)

@@ -4,6 +4,7 @@ import hashlib
 import logging
 from collections.abc import AsyncIterator, Iterable
 from datetime import UTC, datetime
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 
 import anyio
 import httpx
@@ -174,6 +175,8 @@ class TakeoverProxy:
     def _upstream_client(self) -> httpx.AsyncClient:
         if self._client is None:
             self._client = httpx.AsyncClient(
+                # One client serves every desktop, and cookies know no ports: what one desktop sets, another would get.
+                cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
                 follow_redirects=False,
                 trust_env=False,
                 timeout=httpx.Timeout(CONNECT_SECONDS, read=READ_SECONDS),

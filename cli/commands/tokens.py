@@ -17,6 +17,7 @@ from cli.client import Json
 from cli.exits import CliError, ExitCode
 from cli.session import JsonOption, Session, of, print_json
 from inventory import admin_tokens, audit
+from inventory.admin_tokens import NameTaken
 from inventory.audit import ActorKind, Fact, Outcome
 from inventory.engine import describe, make_engine, writing
 from models.settings import ConfigurationError, Settings, load
@@ -122,13 +123,12 @@ def _create_locally(session: Session, name: str, lifetime: int | None) -> tuple[
     try:
         row, token = admin_tokens.prepare(name, now, expires_at)
         with writing(engine) as database:
-            if row.name in admin_tokens.live_names(database, now):
-                raise CliError(
-                    f"there is a live token named {name!r}; choose another name", ExitCode.CONFLICT
-                )
-            database.add(row)
-            database.flush()
+            admin_tokens.insert(database, row, now)
             audit.append(database, _fact(row.token_id, name), now)
+    except NameTaken:
+        raise CliError(
+            f"there is a live token named {name!r}; choose another name", ExitCode.CONFLICT
+        ) from None
     except SQLAlchemyError as error:
         raise CliError(f"the inventory cannot be used: {describe(error)}", ExitCode.UNAVAILABLE) from None
     finally:

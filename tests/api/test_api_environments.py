@@ -6,12 +6,15 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from sqlmodel import Session
 
+from api import service
 from inventory import environments, events
-from inventory.engine import reading, writing
+from inventory.engine import reading
 from models.identifiers import CONTROL_TASK_QUEUE, environment_workflow_id, host_workflow_id
 from models.lifecycle import Status
 from models.messages import HostInput, HostRecord
+from models.tables import EnvironmentRow
 from tests.api.stack import Stack
 from tests.support.temporal import temporal_cli
 from tests.support.waiting import eventually
@@ -144,6 +147,30 @@ async def test_patch(stack: Stack) -> None:
     assert stopped.json()["environment"]["desired_running"] is False
 
 
+async def test_two_changes_of_limits_at_once_lose_none(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = f"/desktop-environments/{await stack.create()}"
+    both, begin = asyncio.Barrier(2), service._begin
+
+    async def at_once(row: EnvironmentRow | None, **detail: object) -> None:
+        # Each has merged its own by now.
+        await both.wait()
+        await begin(row, **detail)
+
+    monkeypatch.setattr(service, "_begin", at_once)
+    answers = await asyncio.gather(
+        stack.http.patch(path, json={"limits": {"cpus": 1}}),
+        stack.http.patch(path, json={"limits": {"pids": 256}}),
+    )
+    assert [answer.status_code for answer in answers] == [200, 200]
+
+    async def both_kept() -> bool:
+        limits = (await shown(stack, path.rpartition("/")[2]))["limits"]
+        return (limits["cpus"], limits["pids"]) == (1, 256)
+
+    # Later, where a busy worker leaves the answer to the record.
+    await eventually(both_kept, "both are kept", 10)
+
+
 async def test_deleting_refuses_what_is_no_delete(stack: Stack) -> None:
     environment_id = await stack.started()
     gate = stack.runtime.gate("remove_container")
@@ -225,24 +252,31 @@ async def test_timeline_shows_what_is_not_recorded_yet(stack: Stack, monkeypatch
     assert [entry["sequence"] for entry in entries][: len(recorded)] == [entry.sequence for entry in recorded]
 
 
-async def test_running_is_not_said_before_it_is_recorded(stack: Stack) -> None:
+async def test_running_is_not_said_before_it_is_recorded(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Dispatch and takeover go by the record: who reads `running` finds them open."""
     environment_id = await stack.started()
+    get, late, reads = environments.get, asyncio.Event(), 0
 
-    def recorded_as(status: Status) -> None:
-        with writing(stack.engine) as session:
-            row = environments.get(session, environment_id)
-            assert row is not None
-            row.status = status
+    def behind(session: Session, wanted: str, include_deleted: bool = False) -> EnvironmentRow | None:
+        nonlocal reads
+        row = get(session, wanted, include_deleted)
+        assert row is not None
+        reads += 1
+        if not late.is_set():
+            session.expunge(row)
+            row.status = Status.STARTING
+        return row
 
-    recorded_as(Status.STARTING)
+    monkeypatch.setattr(environments, "get", behind)
     answer = asyncio.create_task(shown(stack, environment_id))
-    await asyncio.sleep(0.2)
+    await eventually(lambda: reads > 2, "the record is read again")
     assert not answer.done()
-    recorded_as(Status.RUNNING)
+    late.set()
     assert (await answer)["status"] == "running"
 
-    recorded_as(Status.STARTING)
+    late.clear()
     environment = await shown(stack, environment_id)
     assert environment["status"] == "running", "a record that does not come holds no answer up for ever"
 

@@ -74,6 +74,17 @@ async def test_policy_and_operators_decide_about_pairings(gateway: Stack) -> Non
     assert (revoke[1].environment_id, revoke[1].generation) == (environment_id, 3)
 
 
+async def test_a_denial_is_recorded(gateway: Stack) -> None:
+    identity = Identity()
+    async with gateway.node(identity=identity):
+        pairing = await gateway.pairing(identity.device_id)
+        path = f"/pairings/{pairing['pairing_id']}/deny"
+        assert (await gateway.admin.post(path, json={"reason": "unknown"})).is_success
+    (row,) = rows(gateway, action="pairing.deny")
+    assert (row.outcome, row.actor, row.target) == ("accepted", "admin", identity.device_id)
+    assert (row.detail["changed"], row.detail["status"], row.detail["reason"]) == (True, "denied", "unknown")
+
+
 async def test_dispatch_without_what_was_typed(gateway: Stack) -> None:
     identity = Identity()
     environment_id = gateway.environment()

@@ -3,6 +3,7 @@
 import json
 import re
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -17,11 +18,13 @@ from api.audit import ACTIONS, MUTATING
 from inventory import audit, takeover
 from inventory.audit import Filters
 from inventory.engine import reading, writing
+from models import keyring
+from models.codec_address import codec_capability, hide_capability
 from models.errors import Unavailable
 from models.tables import AuditRow
 from models.takeover import TAKEOVER_PREFIX
 from models.tokens import sha256_hex
-from tests.api.stack import ADMIN_TOKEN, Stack, client, record_running
+from tests.api.stack import ADMIN_TOKEN, BEARER, Stack, client, make_services, record_running, serving
 from tests.api.test_api_contract import leaves
 
 HERE = "127.0.0.1"
@@ -102,6 +105,8 @@ async def test_every_mutating_route_records_success(stack: Stack) -> None:
     await accepted("revoke_token", "POST", f"/tokens/{token['token']['token_id']}/revoke")
     of_nodes = {name for name in known if ACTIONS[name].split(".")[0] in ("pairing", "dispatch")}
     assert known - of_nodes == set(recorded)
+    # Those of nodes: `test_audit_gateway`. A name that no route has would be a promise that nothing keeps.
+    assert set(ACTIONS) == known | {"redirect_to_desktop"}
     assert recorded["create_environment"].environment_id == environment_id
     assert recorded["start_environment"].detail["reason"] == "for the test"
     assert recorded["patch_environment"].detail == {"label": "renamed"}
@@ -279,3 +284,38 @@ async def test_using_a_takeover_link_is_recorded_once_a_minute(stack: Stack) -> 
     found = rows(stack.engine, action="takeover.connect")
     assert [(row.target, row.source) for row in found] == [(opened.session_id, "192.0.2.4")]
     assert (found[0].environment_id, found[0].generation) == (environment_id, 1)
+
+
+async def test_reading_histories_is_recorded_once_a_minute(stack: Stack, tmp_path: Path) -> None:
+    keyring.add_key(tmp_path / "keys.json", "one")
+    services = make_services(stack.engine, stack.client, codec_keys_file=str(tmp_path / "keys.json"))
+    before = {row.audit_id for row in rows(stack.engine)}
+    capability = codec_capability(ADMIN_TOKEN)
+    async with serving(services) as (url, app), client(url, app) as http:
+        for _ in range(3):
+            for place in ("/codec", f"/codec/{capability}"):
+                answer = await http.post(f"{place}/encode", content=b"{}", headers=BEARER)
+                assert answer.status_code == 200, answer.text
+                assert (await http.post(f"{place}/decode", content=b"{}", headers=BEARER)).is_success
+            assert (await http.post("/codec/guessed/decode", content=b"{}")).status_code == 404
+            assert (await http.post(f"/codec/{capability}/x", content=b"{}")).status_code == 404
+            assert (await http.post(f"/codec/{capability}/decode/", content=b"{}")).status_code == 401
+    found = [row for row in rows(stack.engine) if row.audit_id not in before]
+    assert sorted((row.action, row.outcome, row.actor_kind, row.actor) for row in found) == [
+        ("auth.refused", "refused", "unknown", "unknown"),
+        ("codec.decode", "accepted", "operator", "admin"),
+        ("codec.decode", "accepted", "unknown", "holder of the codec address"),
+        ("codec.decode", "refused", "unknown", "unknown"),
+        ("codec.encode", "accepted", "operator", "admin"),
+        ("codec.encode", "accepted", "unknown", "holder of the codec address"),
+    ]
+    assert capability not in json.dumps([row.model_dump(mode="json") for row in found])
+
+
+def test_the_capability_is_hidden_wherever_a_path_is_shown() -> None:
+    capability = codec_capability(ADMIN_TOKEN)
+    for rest in ("/decode", "/encode", "/decode/", "", "?x=1", "/decode HTTP/1.1"):
+        shown = hide_capability(f'"POST /codec/{capability}{rest}"')
+        assert capability not in shown and shown == f'"POST /codec/…{rest}"'
+    for plain in ('"POST /codec/decode HTTP/1.1" 200', "POST /codec/encode", "/codec/decode/"):
+        assert hide_capability(plain) == plain

@@ -5,9 +5,9 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +20,19 @@ IMAGE = os.environ.get("DESKTOP_SANDBOX_IMAGE", "desktop-sandbox:dev")
 
 @dataclass
 class Stack:
-    """A running stack and an operator in front of it."""
+    """A running stack and an operator in front of it. `more`: environment variables of its own."""
 
     state_dir: Path
     up: dict[str, Any]
     process: subprocess.Popen[str]
     http: httpx.Client
+    more: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def environment(self) -> dict[str, str]:
         """Environment variables an operator of this stack has."""
-        return stack_environment(self.state_dir) | {"TEMPORAL_ADDRESS": self.up["temporal_address"]}
+        own = {"TEMPORAL_ADDRESS": self.up["temporal_address"], **self.more}
+        return stack_environment(self.state_dir) | own
 
     def desktopctl(self, *args: str, code: int = 0) -> Any:
         """Run `desktopctl … --json`; its parsed answer.
@@ -86,11 +88,15 @@ def stack_environment(state_dir: Path) -> dict[str, str]:
 
 
 @contextmanager
-def running_stack(state_dir: Path) -> Iterator[Stack]:
-    """A stack for as long as the context lasts; nothing of it is left after."""
+def running_stack(state_dir: Path, **more: str) -> Iterator[Stack]:
+    """A stack for as long as the context lasts; nothing of it is left after.
+
+    Args:
+        more: environment variables of its own.
+    """
     process = subprocess.Popen(
         [sys.executable, "-m", "cli.main", "up", "--json"],
-        env=stack_environment(state_dir),
+        env=stack_environment(state_dir) | more,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         text=True,
@@ -106,7 +112,7 @@ def running_stack(state_dir: Path) -> Iterator[Stack]:
         token = (state_dir / "admin-token").read_text().strip()
         headers = {"Authorization": f"Bearer {token}"}
         with httpx.Client(base_url=up["api_url"], headers=headers, timeout=120, trust_env=False) as http:
-            yield Stack(state_dir, up, process, http)
+            yield Stack(state_dir, up, process, http, more)
     finally:
         process.send_signal(signal.SIGTERM)
         try:

@@ -1,13 +1,16 @@
 """A third party's image with a third party's node pairs and answers, unmodified (design decision 12)."""
 
+import contextlib
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import docker
 import pytest
 
 from tests.e2e.stack import IMAGE, Stack
+from tests.support.waiting import until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.docker, pytest.mark.xdist_group("e2e")]
 
@@ -21,8 +24,9 @@ def foreign_image() -> Iterator[str]:
         folder = str(Path(__file__).parent / "foreign")
         engine.images.build(path=folder, tag=tag, buildargs={"BASE_IMAGE": IMAGE}, rm=True, forcerm=True)
         yield tag
-        engine.images.remove(tag, force=True)
     finally:
+        with contextlib.suppress(docker.errors.ImageNotFound):
+            engine.images.remove(tag, force=True)
         engine.close()
 
 
@@ -62,9 +66,12 @@ def test_root_without_the_right_to_it_is_a_clear_error(
     )
     environment_id = created.json()["environment"]["environment_id"]
     environment_ids.append(environment_id)
-    stack.call("POST", f"/desktop-environments/{environment_id}/start", {}, wait=8)
-    timeline = stack.call("GET", f"/desktop-environments/{environment_id}/timeline").json()["entries"]
-    error = next(entry for entry in timeline if entry["kind"] == "error")
+
+    def errors() -> list[dict[str, Any]]:
+        timeline = stack.call("GET", f"/desktop-environments/{environment_id}/timeline").json()["entries"]
+        return [entry for entry in timeline if entry["kind"] == "error"]
+
+    error = until(errors, "its error")[0]
     assert error["name"] == "sandbox_exited"
     assert error["detail"]["exit_code"] == 1
     assert "Read-only file system" in " ".join(error["detail"]["log_tail"])
