@@ -10,6 +10,7 @@ import os
 import sqlite3
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -20,7 +21,7 @@ from typing import Any
 from temporalio.client import Client, WorkflowHandle
 
 from benchmarks.by_hand import ByHand
-from benchmarks.report import Table, machine
+from benchmarks.report import Table, end_in_order, machine
 from inventory import environments
 from inventory.engine import make_engine, writing
 from models.identifiers import environment_workflow_id, new_environment_id
@@ -67,17 +68,19 @@ class Bench:
         """How long an operator waits until a command is accepted."""
         table, field = Table("Command accepted"), self._field
         made = [field.create(desired_running=False) for _ in range(4)]
-        direct = asyncio.run(self._signalled(made[0]))
-        seconds: dict[str, list[float]] = {"stop": [], "start": [], "reset": []}
+        floor = table.floor("the bare signal, by Temporal's client", asyncio.run(self._signalled(made[0])))
+        alone, busy = _Times(), _Times()
+        for _ in range(self._runs):
+            for name in ("start", "reset", "stop"):
+                alone.take(name, partial(field.command, made[0], name))
+                field.settle(made[0], "stop" if name == "stop" else "start")
         for _ in range(self._runs):
             for environment_id in made:
-                for name, taken in seconds.items():
-                    taken.append(_timed(partial(field.command, environment_id, name)))
-        floor = table.floor("the bare signal, by Temporal's client", direct)
-        for name, taken in seconds.items():
-            table.row(
-                f"{name}, 4 environments starting and stopping meanwhile", taken, "p95 0.050 s", floor=floor
-            )
+                for name in ("stop", "start", "reset"):
+                    busy.take(name, partial(field.command, environment_id, name))
+        for what, times in (("nothing else going on", alone), ("4 starting and stopping meanwhile", busy)):
+            for name, seconds in times.of.items():
+                table.row(f"{name}, {what}", seconds, "p95 0.050 s", floor=floor)
         for environment_id in made:
             field.delete(environment_id)
 
@@ -194,6 +197,17 @@ def _rows(database: Path, limit: int) -> str:
     return json.dumps(rows, default=str)
 
 
+class _Times:
+    """Seconds by the name of what took them."""
+
+    def __init__(self) -> None:
+        self.of: dict[str, list[float]] = defaultdict(list)
+
+    def take(self, name: str, work: Callable[[], object]) -> None:
+        """Do it, and note how long it took."""
+        self.of[name].append(_timed(work))
+
+
 def _timed(work: Callable[[], object]) -> float:
     began = time.monotonic()
     work()
@@ -207,6 +221,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=30, help="of each measurement (default: 30)")
     parser.add_argument("--part", choices=parts, action="append", help="only this part; may be repeated")
     asked = parser.parse_args()
+    end_in_order()
     print(f"Machine: {machine()}")
     os.environ.pop("DOCKER_HOST", None)
     for part in asked.part or parts:

@@ -9,7 +9,6 @@ import json
 import os
 import platform
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -17,7 +16,7 @@ from collections import defaultdict
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 
-from benchmarks.report import middle_and_p95
+from benchmarks.report import end_in_order, middle_and_p95
 from scripts.machine import ROOT
 from tests.chaos.invariants import converge, no_failed_tasks, replayable
 from tests.chaos.load import Load
@@ -63,7 +62,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=None, help="makes choices repeatable (default: random)")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     wanted = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    end_in_order()
     seed = wanted.seed if wanted.seed is not None else random.SystemRandom().randrange(10**6)
     if wanted.one:
         run = disturb(seed, wanted.kills, wanted.seconds)

@@ -3,8 +3,10 @@
 import math
 import os
 import platform
+import signal
 import statistics
 import subprocess
+import sys
 
 
 def middle_and_p95(seconds: list[float]) -> tuple[float, float]:
@@ -49,3 +51,9 @@ def machine() -> str:
         f"{os.cpu_count()} cores, {memory:.0f} GiB, {platform.system()} {platform.release()}, Docker {docker}, "
         f"Python {platform.python_version()}, load before {os.getloadavg()[0]:.1f}"
     )
+
+
+def end_in_order() -> None:
+    """Let SIGTERM and SIGINT end the program as an exception would, so that nothing is left behind."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _frame: sys.exit(128 + number))

@@ -17,7 +17,7 @@ from uuid import uuid4
 
 from activities.probes import prove_novnc, prove_rfb
 from activities.steps import Step
-from benchmarks.report import Table, machine
+from benchmarks.report import Table, end_in_order, machine
 from tests.e2e.stack import IMAGE
 from tests.trouble.field import PARTS, Field, prepared_field, within
 from tests.trouble.registry import slow_registry
@@ -229,6 +229,7 @@ def main() -> None:
     )
     parser.add_argument("--part", choices=parts, action="append", help="only this part; may be repeated")
     asked = parser.parse_args()
+    end_in_order()
     print(f"Machine: {machine()}")
     for part in asked.part or parts:
         relayed = part == "engine"
