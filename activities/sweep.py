@@ -4,7 +4,7 @@ container are told.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from functools import partial
 from typing import Any
 
@@ -74,23 +74,13 @@ class Sweep:
         # What is there is looked at first and its workflow asked after: it was there before anything was.
         homes = {home.environment_id: home for home in await in_daemon_thread("sweep", self._homes.found)}
         owned = await in_daemon_thread("sweep", self._owned)
-        limit = asyncio.Semaphore(AT_ONCE)
-
-        async def limited(part: Coroutine[Any, Any, None]) -> None:
-            async with limit:
-                await part
-
         parts = [
             self._look_into(found, homes.get(found["Labels"][LABEL_ENVIRONMENT]), report, tell)
             for found in owned
         ]
         housed = {found["Labels"][LABEL_ENVIRONMENT] for found in owned}
         parts += [self._look_at_home(home) for name, home in homes.items() if name not in housed]
-        outcomes = await asyncio.gather(*map(limited, parts), return_exceptions=True)
-        await self._tell_those_without(owned, tell)
-        for outcome in outcomes:
-            if isinstance(outcome, BaseException):
-                raise outcome
+        await _all([*parts, self._tell_those_without(owned, tell)])
 
     def _owned(self) -> list[dict[str, Any]]:
         filters = {"label": f"{LABEL_HOST}={self._config.host_id}"}
@@ -199,17 +189,32 @@ class Sweep:
             container["Labels"][LABEL_ENVIRONMENT]: int(container["Labels"][LABEL_GENERATION])
             for container in owned
         }
-        for environment_id in await self._control_plane.believed_running(self._config.host_id):
-            believed = await self._control_plane.believed(environment_id)
-            if believed is None or believed.status is not Status.RUNNING:
-                continue
-            if have.get(environment_id) == believed.generation:
-                continue
-            # Looked up again: it may have been made since the list was taken.
-            there = await in_daemon_thread("sweep", partial(self._containers.find, environment_id))
-            if there is None or generation_of(there) < believed.generation:
-                # An older one goes with the start that follows.
-                await tell(environment_id, ContainerEvent(generation=believed.generation, event="absent"))
+        environment_ids = await self._control_plane.believed_running(self._config.host_id)
+        await _all(self._tell_one_without(found, have.get(found), tell) for found in environment_ids)
+
+    async def _tell_one_without(self, environment_id: str, generation: int | None, tell: Tell) -> None:
+        believed = await self._control_plane.believed(environment_id)
+        if believed is None or believed.status is not Status.RUNNING or generation == believed.generation:
+            return
+        # Looked up again: it may have been made since the list was taken.
+        there = await in_daemon_thread("sweep", partial(self._containers.find, environment_id))
+        if there is None or generation_of(there) < believed.generation:
+            # An older one goes with the start that follows.
+            await tell(environment_id, ContainerEvent(generation=believed.generation, event="absent"))
+
+
+async def _all(parts: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Carry out every part, some at a time; what one raises is raised when all have ended, so that it hinders none."""
+    limit = asyncio.Semaphore(AT_ONCE)
+
+    async def limited(part: Coroutine[Any, Any, None]) -> None:
+        async with limit:
+            await part
+
+    outcomes = await asyncio.gather(*map(limited, parts), return_exceptions=True)
+    for outcome in outcomes:
+        if isinstance(outcome, BaseException):
+            raise outcome
 
 
 def _wants_none(believed: EnvironmentView) -> bool:

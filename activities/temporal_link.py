@@ -61,10 +61,15 @@ class ControlPlane(Protocol):
 
 
 class TemporalLink:
-    """`ControlPlane` over a Temporal client. Used in the event loop the client belongs to."""
+    """`ControlPlane` over a Temporal client. Used in the event loop the client belongs to.
 
-    def __init__(self, client: Client) -> None:
+    Args:
+        installation: the namespace's id; one that has another does not know our workflows, and says nothing of them.
+    """
+
+    def __init__(self, client: Client, installation: str = "") -> None:
         self._client = client
+        self._installation = installation
 
     async def signal(self, workflow_id: str, name: str, argument: Message) -> bool:
         """See `ControlPlane`."""
@@ -82,13 +87,23 @@ class TemporalLink:
         try:
             described = await handle.describe()
         except RPCError as error:
-            if error.status is RPCStatusCode.NOT_FOUND:
-                return Life.UNKNOWN
-            raise Unreachable(error.message) from error
+            if error.status is not RPCStatusCode.NOT_FOUND:
+                raise Unreachable(error.message) from error
+            await self._refuse_another()
+            return Life.UNKNOWN
         except ValueError:
             # A status that this version of the SDK has no name for, such as paused: no end either.
             return Life.OPEN
         return Life.CLOSED if described.status in _ENDED else Life.OPEN
+
+    async def _refuse_another(self) -> None:
+        """A namespace that is not there answers as one that knows no such workflow, and so does a fresh one."""
+        try:
+            found = await installation_id(self._client)
+        except RPCError as error:
+            raise Unreachable(error.message) from error
+        if self._installation and found != self._installation:
+            raise Unreachable(f"Temporal's namespace is another one now: {found}")
 
     async def believed_running(self, host_id: str) -> list[str]:
         """See `ControlPlane`."""

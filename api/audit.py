@@ -69,6 +69,7 @@ class Entry:
     action: str = ""
     actor: str = ""
     begun: bool = False
+    known: bool = True
     failure: str | None = None
     environment_id: str | None = None
     generation: int | None = None
@@ -89,7 +90,7 @@ class Entry:
         return Fact(
             action=self.action,
             outcome=outcome,
-            actor_kind=ActorKind.UNKNOWN if self.actor in ("", _CODEC_HOLDER) else ActorKind.OPERATOR,
+            actor_kind=ActorKind.OPERATOR if self.actor and self.known else ActorKind.UNKNOWN,
             actor=self.actor or "unknown",
             source=self.source,
             code=code,
@@ -156,10 +157,11 @@ async def attempt(engine: Engine, fact: Fact) -> None:
 class Audit:
     """The outermost layer of the admin application: sees who asked for what, and the answer."""
 
-    def __init__(self, app: ASGIApp, engine: Engine, throttle: Throttle | None = None) -> None:
+    def __init__(self, app: ASGIApp, engine: Engine) -> None:
         self._app = app
         self._engine = engine
-        self._throttle = throttle or Throttle()
+        # Apart, so that being refused often hides nobody who was let in.
+        self._refused, self._let_in = Throttle(), Throttle()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -213,7 +215,7 @@ class Audit:
             await attempt(entry.engine, entry.fact(Outcome.FAILED, entry.failure))
 
     async def _stranger(self, entry: Entry) -> None:
-        turn = self._throttle.take(entry.source or "")
+        turn = self._refused.take(entry.source or "")
         if turn is not None:
             target = _shown(entry.scope)
             entry.note(action="auth.refused", target=target, detail={"listener": "admin"} | turn.detail())
@@ -228,8 +230,9 @@ class Audit:
         entry.action = f"codec.{entry.scope['path'].rpartition('/')[2]}"
         outcome = Outcome.REFUSED if status >= 400 else Outcome.ACCEPTED
         if not entry.actor and outcome is Outcome.ACCEPTED:
-            entry.actor = _CODEC_HOLDER
-        turn = self._throttle.take(f"{entry.action} {outcome} {entry.actor} {entry.source}")
+            entry.actor, entry.known = _CODEC_HOLDER, False
+        throttle = self._let_in if outcome is Outcome.ACCEPTED else self._refused
+        turn = throttle.take(f"{entry.action} {outcome} {entry.actor} {entry.source}")
         if turn is not None:
             entry.note(detail=turn.detail())
             code = code_of(status) if outcome is Outcome.REFUSED else None
@@ -255,7 +258,7 @@ class Audit:
         except ApiError as error:
             logger.warning("a takeover is not in the audit: %s", error.message)
             return
-        turn = None if live is None else self._throttle.take(f"takeover {live.session_id} {_source(scope)}")
+        turn = None if live is None else self._let_in.take(f"takeover {live.session_id} {_source(scope)}")
         if live is None or turn is None:
             return
         fact = Fact(

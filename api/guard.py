@@ -12,6 +12,8 @@ PUBLIC_PATHS = frozenset({"/healthz", "/readyz", "/docs", "/openapi.json"})
 """Open without a token: health, and documentation that tells nothing about this installation."""
 
 MAX_BODY_BYTES = 1024 * 1024
+MAX_CODEC_BYTES = 4 * 1024 * 1024
+"""Temporal's largest payload is 2 MiB, and comes in base64."""
 
 
 class Guard:
@@ -25,12 +27,13 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
-        if scope["type"] == "http" and not is_public(scope["path"]):
-            connection = HTTPConnection(scope)
-            connection.state.operator = await authenticate(connection)
-            await self._app(scope, _bounded(connection, receive), send)
-        else:
+        if scope["type"] != "http":
             await self._app(scope, receive, send)
+            return
+        connection = HTTPConnection(scope)
+        if not is_public(scope["path"]):
+            connection.state.operator = await authenticate(connection)
+        await self._app(scope, _bounded(connection, receive), send)
 
 
 def is_public(path: str) -> bool:
@@ -42,9 +45,10 @@ def is_public(path: str) -> bool:
 
 
 def _bounded(connection: HTTPConnection, receive: Receive) -> Receive:
-    too_large = InvalidRequest(f"the body is larger than {MAX_BODY_BYTES} bytes")
+    most = MAX_CODEC_BYTES if connection.url.path.startswith(f"{CODEC_PREFIX}/") else MAX_BODY_BYTES
+    too_large = InvalidRequest(f"the body is larger than {most} bytes")
     length = connection.headers.get("content-length", "")
-    if length.isdecimal() and int(length) > MAX_BODY_BYTES:
+    if length.isdecimal() and int(length) > most:
         raise too_large
     taken = 0
 
@@ -52,7 +56,7 @@ def _bounded(connection: HTTPConnection, receive: Receive) -> Receive:
         nonlocal taken
         message = await receive()
         taken += len(message.get("body", b""))
-        if taken > MAX_BODY_BYTES:
+        if taken > most:
             raise too_large
         return message
 

@@ -31,7 +31,7 @@ from inventory import timeline as timelines
 from inventory.timeline import Item, Place
 from models.errors import Conflict, ErrorCode, InvalidRequest, NotFound, Unavailable
 from models.identifiers import is_host_id, new_environment_id
-from models.lifecycle import Command, Situation, Status, apply_command, is_settled
+from models.lifecycle import Command, Event, Situation, Status, apply_command, apply_event, is_settled
 from models.messages import (
     AwaitSettled,
     CommandSignal,
@@ -49,7 +49,8 @@ logger = logging.getLogger(__name__)
 
 RECORD_SECONDS = 1.0
 """How long "running" is held back until it is recorded; dispatch and takeover go by the record."""
-RECORD_STEP_SECONDS = 0.01
+RECORD_STEPS = (0.01, 0.02, 0.04, 0.1)
+"""Seconds between looks at the record, the last of them again and again."""
 HEARTBEAT_SECONDS = 1.0
 
 
@@ -214,7 +215,7 @@ async def patch(
             update = body.model_dump(include=given & {"label", "image_ref", "security_profile"})
             if limits is not None:
                 update["limits"] = limits
-            expected.spec = expected.spec.model_copy(update=update)
+            expected = _changed(expected, expected.spec.model_copy(update=update))
     if "desired_running" in given:
         name = Command.START if body.desired_running else Command.STOP
         signal = CommandSignal(actor=operator.name, request_id=str(uuid4()), reason="desired_running changed")
@@ -286,11 +287,11 @@ async def _recorded(
 
     A record that does not come in time, as with a worker that died in between, holds the answer up no longer.
     """
-    deadline = time.monotonic() + RECORD_SECONDS
+    deadline, steps = time.monotonic() + RECORD_SECONDS, iter(RECORD_STEPS)
     while (view.deleted or view.status is Status.RUNNING) and time.monotonic() < deadline:
         if row is not None and _says_so(row, view):
             break
-        await asyncio.sleep(RECORD_STEP_SECONDS)
+        await asyncio.sleep(next(steps, RECORD_STEPS[-1]))
         row = await database.read(
             services.engine, lambda session: environments.get(session, view.spec.environment_id, True)
         )
@@ -346,7 +347,8 @@ async def _replace_workflow(
     )
     request = EnvironmentInput(
         spec=environments.view(row).spec,
-        desired_running=row.desired_running,
+        # A stop has to find something to end: the former workflow may have left a container and a token.
+        desired_running=row.desired_running or name is Command.STOP,
         actor=signal.actor,
         generation=row.generation,
         sequence=last,
@@ -382,7 +384,6 @@ async def _outcome(
         expected: what the command makes of the record; shown when the workflow does not answer in time, and without
             `wait_seconds`: it is busy with the command now, and asking it would make accepting slow.
     """
-    seen = row.last_seen_at if row else None
     source: Source = "expected"
     view, gone = expected, False
     if wait_seconds:
@@ -390,8 +391,9 @@ async def _outcome(
         request = AwaitSettled(after_request_id=request_id, timeout_seconds=wait_seconds)
         try:
             view = await services.workflows.await_settled(environment_id, request)
-            source, gone = "workflow", view.deleted
+            source = "workflow"
             row = await _recorded(services, view, row)
+            gone = view.deleted and row is not None and row.deleted_at is not None
         except NotFound:
             # It was there a moment ago: its workflow has ended, as only a deleted environment's does.
             gone = True
@@ -403,14 +405,30 @@ async def _outcome(
             view = await services.workflows.view(environment_id)
     if view is None:
         raise Unavailable("the command was accepted; the environment cannot be shown now")
-    settled = bool(wait_seconds) and (gone or (source == "workflow" and view.settled))
+    if source == "expected":
+        # Whatever the command comes to: the workflow has not said so.
+        view = view.model_copy(update={"settled": False})
+    settled = bool(wait_seconds) and (gone or (source == "workflow" and view.settled and not view.deleted))
+    seen = row.last_seen_at if row else None
     return Outcome(EnvironmentDetail.from_view(view, source, seen), settled, gone)
 
 
 def _after(view: EnvironmentView, name: Command) -> EnvironmentView:
     """What the transition function makes of a command, so that an answer never shows what was before it."""
     now = Situation(view.status, view.desired_running, recovery=view.recovery)
-    then = apply_command(now, name).situation
+    return _in(view, apply_command(now, name).situation)
+
+
+def _changed(view: EnvironmentView, spec: EnvironmentSpec) -> EnvironmentView:
+    """The environment with another specification; a desktop that runs by the former one is made anew."""
+    then = view.model_copy(update={"spec": spec})
+    if view.spec.model_copy(update={"label": spec.label}) == spec:
+        return then
+    now = Situation(view.status, view.desired_running, recovery=view.recovery)
+    return _in(then, apply_event(now, Event.SPEC_CHANGED).situation)
+
+
+def _in(view: EnvironmentView, then: Situation) -> EnvironmentView:
     changed = {"status": then.status, "desired_running": then.desired_running, "recovery": then.recovery}
     still = view.takeover_available and then.status is Status.RUNNING
     return view.model_copy(update=changed | {"settled": is_settled(then), "takeover_available": still})

@@ -6,7 +6,7 @@ import re
 
 CODEC_PREFIX = "/codec"
 
-_CAPABILITY = re.compile(rf"({CODEC_PREFIX}/)(?!(?:en|de)code\b)[^/?\s\"]+", re.IGNORECASE)
+_CAPABILITY = re.compile(rf"({CODEC_PREFIX}/+)(?!/|(?:en|de)code\b)[^/?\s\"]+", re.IGNORECASE)
 
 
 def codec_capability(admin_token: str) -> str:

@@ -71,7 +71,7 @@ def configuration(settings: HostSettings, installation: str) -> HostConfig:
 
 def build(client: Client, config: HostConfig, max_activities: int) -> Worker:
     """The worker, not yet running."""
-    activities = DockerHostActivities(config, TemporalLink(client))
+    activities = DockerHostActivities(config, TemporalLink(client, config.installation))
     return Worker(
         client,
         task_queue=host_task_queue(config.host_id),

@@ -84,6 +84,7 @@ class DesktopEnvironment:
         self._task: asyncio.Task[Event] | None = None
         self._phase: str | None = None
         self._shown_status = None if self._fresh else self._state.situation.status
+        self._cancelled = False
 
     @workflow.run
     async def run(self, *payloads: Any) -> None:
@@ -96,6 +97,9 @@ class DesktopEnvironment:
             self._reactions.state_unreadable(self._unreadable)
         while not self._state.erased or self._state.inbox or self._reactions.dirty:
             try:
+                if self._newly_cancelled():
+                    self._cancelled = True
+                    self._reactions.cancelled_by_hand()
                 if self._is_long():
                     # No await between here and the command: nothing can come in in between, and the inbox is carried.
                     self._continue_as_new()
@@ -104,7 +108,7 @@ class DesktopEnvironment:
                 if workflow.cancellation_reason() is None:
                     # Not a request but the worker dropping this instance from its cache.
                     raise
-                self._reactions.cancelled_by_hand()
+                # Taken in at the head of the loop.
                 await self._operation_over()
             except Exception as error:
                 await self._stumbled(error)
@@ -227,7 +231,11 @@ class DesktopEnvironment:
         end at last.
         """
         unrecorded = self._reactions.dirty and self._state.projection_retry_at is None
-        return bool(self._state.inbox) or unrecorded or self._is_long()
+        return bool(self._state.inbox) or unrecorded or self._newly_cancelled() or self._is_long()
+
+    def _newly_cancelled(self) -> bool:
+        """Somebody has cancelled the workflow; a record under way then ends well, and swallows the exception."""
+        return workflow.cancellation_reason() is not None and not self._cancelled
 
     def _deadlines(self) -> list[tuple[datetime, str]]:
         state = self._state

@@ -5,7 +5,7 @@ found by name and generation by the operation that follows (design decision 9).
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from datetime import datetime, timedelta
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar
 
 from temporalio import workflow
 from temporalio.exceptions import ActivityError, is_cancelled_exception
@@ -195,6 +195,8 @@ class Operations:
             if failure.error.code is not ErrorCode.HOST_UNREACHABLE:
                 raise
         await self._record(None)
+        if self.interrupted:
+            raise asyncio.CancelledError
         return await self._on_host(HostActivities.prepare_identity, request, policies.FILES, summary)
 
     async def _mint(self) -> m.NodeToken:
@@ -361,7 +363,8 @@ class Operations:
     async def _revoke(self, reason: str, *, pairing: bool = False) -> None:
         """Record where things stand, and end the credentials with it."""
         state = self._state
-        if state.token is None and not pairing:
+        # Whether or not this workflow knows of a token: one that was replaced or reset by hand may not.
+        if state.generation == 0 and not pairing:
             await self._record(None)
         else:
             await self._record_revoked(reason, pairing)
@@ -458,9 +461,20 @@ class Operations:
 
 
 async def _both(first: Coroutine[Any, Any, A], second: Coroutine[Any, Any, B]) -> tuple[A, B]:
-    """Both results, once both have ended; the first failure otherwise. Nothing is left running behind a failure."""
-    a, b = await asyncio.gather(first, second, return_exceptions=True)
-    for result in (a, b):
-        if isinstance(result, BaseException):
-            raise result
-    return cast("tuple[A, B]", (a, b))
+    """Both results; what ends the one badly ends the other, and is raised once both have ended."""
+    a, b = tasks = asyncio.ensure_future(first), asyncio.ensure_future(second)
+    try:
+        while (running := [task for task in tasks if not task.done()]) and not any(map(_ended_badly, tasks)):
+            await workflow.wait(running, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    if a.cancelled():
+        # For the other's sake, as a rule.
+        b.result()
+    return a.result(), b.result()
+
+
+def _ended_badly(task: "asyncio.Task[Any]") -> bool:
+    return task.done() and (task.cancelled() or task.exception() is not None)

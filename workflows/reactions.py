@@ -29,6 +29,10 @@ with workflow.unsafe.imports_passed_through():
     from workflows.state import REQUEST_IDS_KEPT, TIMELINE_KEPT, EnvironmentState, SituationRecord
 
 
+_FURTHEST = 10_000
+"""Generations: a container cannot be further ahead than that; a number typed by hand can, and would fit no column."""
+
+
 class Reactions:
     """Applies what happens to a state.
 
@@ -170,6 +174,9 @@ class Reactions:
         state = self._state
         if event.generation <= state.generation:
             return False
+        if event.generation > state.generation + _FURTHEST:
+            self.note("note", "odd_signal", message=f"there can be no generation {event.generation}")
+            return False
         if operation is not None and operation is not Operation.DELETE:
             # What is under way was begun for the generation that it knows.
             self._held_back.append(event)
@@ -181,7 +188,8 @@ class Reactions:
             "rewound",
             message=f"the host has a container of generation {event.generation}; it is ended",
         )
-        return self.apply(apply_event(state.now_situation, Event.REWOUND))
+        # A delete that is under way ends what it knew of; it begins again.
+        return self.apply(apply_event(state.now_situation, Event.REWOUND)) or operation is Operation.DELETE
 
     def _on_host_event(self, event: m.HostEvent) -> bool:
         state = self._state

@@ -147,11 +147,11 @@ def read_state(spec: m.EnvironmentSpec, carried: dict[str, Any]) -> tuple[Enviro
     """
     bad: set[str] = set()
     try:
-        state = EnvironmentState.model_validate({"spec": spec, **carried})
+        state = EnvironmentState.model_validate({**carried, "spec": spec})
     except ValidationError as error:
         bad = {str(part["loc"][0]) for part in error.errors(include_url=False, include_input=False)}
         kept = {name: value for name, value in carried.items() if name not in bad}
-        state = EnvironmentState.model_validate({"spec": spec, **kept})
+        state = EnvironmentState.model_validate({**kept, "spec": spec})
     if "situation" in bad or "situation" not in carried:
         bad.add("situation")
         state.situation = SituationRecord(status=Status.ERROR, recovery=Recovery.OPERATOR, debris=True)

@@ -217,6 +217,19 @@ def containers_of(engine: docker.APIClient, environment_id: str) -> list[str]:
     return [str(container["Id"]) for container in found]
 
 
+async def test_a_workflow_that_does_not_answer_hinders_no_other(
+    desk: Desk, plane: Plane, host_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(monitor, "RETRY_SECONDS", 0.1)
+    mute, missing = new_environment_id(), new_environment_id()
+    for environment_id in (mute, missing):
+        plane.believe(environment_id, 2, Status.RUNNING)
+    plane.mute = {mute}
+    async with monitoring(desk.host, host_id):
+        await eventually(lambda: plane.events(missing), "the other is told")
+        assert plane.events(mute) == []
+
+
 async def test_nothing_is_removed_while_temporal_is_away(
     desk: Desk, plane: Plane, engine: docker.APIClient, host_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,7 @@ from temporalio.common import SearchAttributeKey, SearchAttributePair, TypedSear
 from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import Worker
 
-from activities.temporal_link import Life, TemporalLink, installation_id
+from activities.temporal_link import Life, TemporalLink, Unreachable, installation_id
 from models.identifiers import (
     SEARCH_ATTRIBUTE_HOST,
     SEARCH_ATTRIBUTE_STATUS,
@@ -90,6 +90,17 @@ async def test_life_signal_and_end(client: Client) -> None:
     assert await link.life(environment_id) is Life.CLOSED
     assert not await link.signal(workflow_id, "container_event", event)
     assert not await link.signal("nothing", "container_event", event)
+
+
+async def test_another_namespace_says_nothing_of_our_workflows(client: Client) -> None:
+    environment_id = await begin(client, "h1", Status.RUNNING)
+    ours = TemporalLink(client, await installation_id(client))
+    assert await ours.life(new_environment_id()) is Life.UNKNOWN
+    former = TemporalLink(client, "an-installation-that-was")
+    with pytest.raises(Unreachable, match="another one now"):
+        await former.life(new_environment_id())
+    assert await former.life(environment_id) is Life.OPEN
+    await client.get_workflow_handle(environment_workflow_id(environment_id)).terminate()
 
 
 async def test_who_believes_in_a_container(client: Client) -> None:

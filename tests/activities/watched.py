@@ -30,6 +30,7 @@ class Plane:
         self.lives: dict[str, Life] = {}
         self.views: dict[str, EnvironmentView] = {}
         self.away = False
+        self.mute: set[str] = set()
         self.looked: list[str] = []
 
     async def signal(self, workflow_id: str, name: str, argument: Message) -> bool:
@@ -48,7 +49,7 @@ class Plane:
         return [name for name, view in self.views.items() if view.status is Status.RUNNING]
 
     async def believed(self, environment_id: str) -> EnvironmentView | None:
-        if self.away:
+        if self.away or environment_id in self.mute:
             raise Unreachable("away")
         return self.views.get(environment_id)
 

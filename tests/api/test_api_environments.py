@@ -143,6 +143,11 @@ async def test_patch(stack: Stack) -> None:
     assert started.json()["environment"]["desired_running"] is True
     settled = await stack.http.post(f"{path}/start?wait=30")
     assert settled.json()["environment"]["status"] == "running"
+    renamed = (await stack.http.patch(path, json={"label": "runs on"})).json()["environment"]
+    assert (renamed["status"], renamed["takeover_available"]) == ("running", True)
+    anew = (await stack.http.patch(path, json={"limits": {"pids": 300}})).json()["environment"]
+    assert (anew["status"], anew["takeover_available"], anew["settled"]) == ("starting", False, False)
+    assert anew["source"] == "expected" and anew["limits"]["pids"] == 300
     stopped = await stack.http.patch(path, json={"desired_running": False})
     assert stopped.json()["environment"]["desired_running"] is False
 
@@ -341,6 +346,13 @@ async def test_an_environment_whose_workflow_was_terminated_is_told_and_brought_
     assert back["generation"] > before["generation"]
     timeline = (await stack.http.get(f"{path}/timeline")).json()["entries"]
     assert timeline[: len(recorded)] == recorded and len(timeline) > len(recorded)
+
+    await temporal_cli(
+        stack.client.service_client.config.target_host, "workflow", "terminate", "--workflow-id", workflow_id
+    )
+    stopped = await stack.http.post(f"{path}/stop", params={"wait": 30})
+    assert (stopped.status_code, stopped.json()["environment"]["status"]) == (200, "stopped"), stopped.text
+    assert environment_id not in stack.runtime.containers
 
     await temporal_cli(
         stack.client.service_client.config.target_host, "workflow", "terminate", "--workflow-id", workflow_id

@@ -2,11 +2,13 @@
 
 import json
 import re
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import httpx
 import pytest
 from fastapi import FastAPI
 from sqlalchemy import Engine
@@ -15,6 +17,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from api import audit as requests_audit
 from api.audit import ACTIONS, MUTATING
+from api.guard import MAX_CODEC_BYTES
 from inventory import audit, takeover
 from inventory.audit import Filters
 from inventory.engine import reading, writing
@@ -312,10 +315,42 @@ async def test_reading_histories_is_recorded_once_a_minute(stack: Stack, tmp_pat
     assert capability not in json.dumps([row.model_dump(mode="json") for row in found])
 
 
+async def test_strangers_hide_nobody_who_was_let_in(stack: Stack, tmp_path: Path) -> None:
+    """What may be recorded of strangers is bounded; who reads histories meanwhile is recorded all the same."""
+    keyring.add_key(tmp_path / "keys.json", "one")
+    services = make_services(stack.engine, stack.client, codec_keys_file=str(tmp_path / "keys.json"))
+    async with serving(services) as (url, app), client(url, app) as http:
+        for number in range(70):
+            transport = httpx.AsyncHTTPTransport(local_address=f"127.0.2.{number + 1}")
+            async with httpx.AsyncClient(base_url=url, transport=transport) as stranger:
+                assert (await stranger.get("/tokens")).status_code == 401
+        before = {row.audit_id for row in rows(stack.engine)}
+        assert (await http.post("/codec/decode", content=b"{}", headers=BEARER)).is_success
+    found = [row for row in rows(stack.engine) if row.audit_id not in before]
+    assert [row.action for row in found] == ["codec.decode"]
+
+
+async def test_the_codec_endpoint_takes_no_endless_body(stack: Stack, tmp_path: Path) -> None:
+    keyring.add_key(tmp_path / "keys.json", "one")
+    services = make_services(stack.engine, stack.client, codec_keys_file=str(tmp_path / "keys.json"))
+    path = f"/codec/{codec_capability(ADMIN_TOKEN)}/decode"
+    part, parts = b" " * 65536, MAX_CODEC_BYTES // 65536 + 1
+
+    async def streamed() -> AsyncIterator[bytes]:
+        for _ in range(parts):
+            yield part
+
+    async with serving(services) as (url, app), client(url, app) as http:
+        for content in (part * parts, streamed()):
+            answer = await http.post(path, content=content)
+            assert answer.status_code == 400 and "larger than" in answer.json()["message"], answer.text
+
+
 def test_the_capability_is_hidden_wherever_a_path_is_shown() -> None:
     capability = codec_capability(ADMIN_TOKEN)
     for rest in ("/decode", "/encode", "/decode/", "", "?x=1", "/decode HTTP/1.1"):
         shown = hide_capability(f'"POST /codec/{capability}{rest}"')
         assert capability not in shown and shown == f'"POST /codec/…{rest}"'
+    assert hide_capability(f"/codec//{capability}/decode") == "/codec//…/decode"
     for plain in ('"POST /codec/decode HTTP/1.1" 200', "POST /codec/encode", "/codec/decode/"):
         assert hide_capability(plain) == plain
