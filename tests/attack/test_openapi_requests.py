@@ -42,4 +42,6 @@ async def test_every_operation(stack: Stack, mode: GenerationMode, caplog: pytes
         reached = {label for label, status in statuses if status < 400}
         assert len(reached) >= 15, reached
     else:
-        assert {status for _, status in statuses} <= {200, 201, 202, 307, 400, 404, 405, 409}, statuses
+        assert {status for _, status in statuses} <= {200, 201, 202, 307, 400, 404, 405, 409, 503}, statuses
+    # In its documented shape, or it was found above: a machine too busy to answer in time, and no more than that.
+    assert sum(n for (_, status), n in statuses.items() if status == 503) * 10 <= statuses.total(), statuses

@@ -16,7 +16,7 @@ from schemathesis.specs.openapi.checks import use_after_free
 
 from tests.api.stack import BEARER, Stack
 from tests.attack.budget import EXAMPLES, SECONDS, SEED, profile
-from tests.attack.openapi import REQUEST_SECONDS, AnyCase, judge, schema_of, shorten
+from tests.attack.openapi import REQUEST_SECONDS, AnyCase, is_unavailable, judge, schema_of, shorten
 
 pytestmark = [pytest.mark.timeout(SECONDS), pytest.mark.xdist_group("attack")]
 
@@ -67,6 +67,7 @@ def machine(stack: Stack, record: Record) -> type[APIStateMachine]:
                 record.failures.append(f"{case.operation.label}: {found}")
             environment_id = (case.path_parameters or {}).get("environment_id")
             absent = response.status_code in (400, 404) or case.path.endswith("/timeline")
+            absent = absent or is_unavailable(response)
             if environment_id in record.gone and not absent:
                 record.failures.append(f"{case.operation.label}: {response.status_code} of one that is gone")
             if case.method == "DELETE" and response.status_code in (200, 202) and response.json()["deleted"]:

@@ -32,7 +32,7 @@ __all__ = ["empty_engine", "empty_url", "engine", "now", "postgres_url", "stack"
 async def gateway(tmp_path: Path) -> AsyncIterator[GatewayStack]:
     """A gateway over a migrated SQLite inventory, operated through the audit."""
     inventory = fresh_inventory(tmp_path)
-    limits = Limits(reconnect_grace=0.1, revocation_interval=0.05, handshake_timeout=2)
+    limits = Limits(reconnect_grace=0.1, revocation_interval=0.05, handshake_timeout=10)
     try:
         async with serving(inventory, limits=limits) as made:
             app = FastAPI(

@@ -43,6 +43,11 @@ def test_every_test_that_is_named_exists(page: Path, least: int) -> None:
     assert not missing, missing
 
 
+@pytest.mark.parametrize("page", [SECURITY, RELIABILITY], ids=["security", "reliability"])
+def test_nothing_is_left_to_be_filled_in(page: Path) -> None:
+    assert "@@" not in page.read_text(encoding="utf-8")
+
+
 def test_every_row_names_a_test() -> None:
     text = SECURITY.read_text(encoding="utf-8")
     sections = re.split(r"^## ", text, flags=re.MULTILINE)

@@ -34,7 +34,8 @@ class EngineWatch:
     def wrong(self) -> list[str]:
         """Everything seen so far that must never happen."""
         with self._lock:
-            return list(self._wrong)
+            # A witness that looked away has seen nothing wrong.
+            return self._wrong + ([] if self._reader.is_alive() else ["the watch of Docker's events ended"])
 
     def containers(self) -> list[dict[str, Any]]:
         """This host's containers now, running or not: `id`, `environment_id`, `generation`, `state`."""

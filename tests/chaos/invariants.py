@@ -20,7 +20,7 @@ from tests.chaos.operator import Ledger
 from tests.chaos.plane import Plane
 from tests.chaos.workflow_view import Seen
 
-SETTLE_SECONDS = 60
+SETTLE_SECONDS = 120
 
 
 @dataclass(frozen=True)

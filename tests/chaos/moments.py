@@ -6,12 +6,17 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from models.messages import EnvironmentView
 from tests.chaos.invariants import converge
 from tests.chaos.plane import Plane
 
+PATIENCE_SECONDS = 60
+
 PARTS = {"start 1": 0.9, "start 2": 0.55, "start 3": 0.1, "stop": 0.1, "delete": 0.1}
 """How long before the kill each command is sent, as a part of what a start took here last; a stop takes a third."""
+
+
+AT_LEAST = 3
+"""So many environments are in the midst of something when a kill comes."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,14 @@ def prepare(plane: Plane, former: Fan | None = None) -> Fan:
 
 
 def strike(plane: Plane, fan: Fan, kill: Callable[[], None]) -> dict[str, str]:
-    """Send the commands and call `kill` in the midst of them; what each environment was doing just before."""
+    """Send the commands and call `kill` in the midst of them.
+
+    Returns:
+        What each environment was in the midst of just before, by its name in the fan: `AT_LEAST` of them.
+
+    Raises:
+        AssertionError: they could not be caught in the midst of anything.
+    """
     kill_at = time.monotonic() + fan.start_seconds + 0.05
 
     def send(name: str, part: float) -> None:
@@ -59,16 +71,27 @@ def strike(plane: Plane, fan: Fan, kill: Callable[[], None]) -> dict[str, str]:
 
     # Commands that are not answered by then go on into the kill, as they should.
     with ThreadPoolExecutor(len(PARTS)) as pool:
-        for name, part in PARTS.items():
-            pool.submit(send, name, part)
+        sent = [pool.submit(send, name, part) for name, part in PARTS.items()]
         time.sleep(max(0.0, kill_at - time.monotonic()))
-        seen = plane.workflows.see(fan.members.values())
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while len(doing := _doing(plane, fan)) < AT_LEAST:
+            assert time.monotonic() < deadline, f"in the midst of something: {doing}"
+            if all(each.done() for each in sent):
+                # This machine was faster than it was before.
+                for name in fan.members.keys() - doing.keys() - {"delete"}:
+                    plane.operator.send(fan.members[name], "reset")
         kill()
-    return {name: _doing(seen[environment_id].view) for name, environment_id in fan.members.items()}
+    return doing
 
 
-def _doing(view: EnvironmentView | None) -> str:
-    return "no answer" if view is None else f"{view.status}/{view.phase or view.operation or '-'}"
+def _doing(plane: Plane, fan: Fan) -> dict[str, str]:
+    seen = plane.workflows.see(fan.members.values())
+    views = {name: seen[environment_id].view for name, environment_id in fan.members.items()}
+    return {
+        name: f"{view.status}/{view.phase or view.operation or '-'}"
+        for name, view in views.items()
+        if view is not None and not view.settled
+    }
 
 
 def _made(plane: Plane, *, running: bool) -> str:

@@ -29,7 +29,7 @@ from tests.e2e.stack import IMAGE, stack_environment
 API, CONTROL, HOST, TEMPORAL = "api", "control-worker", "host-worker", "temporal"
 COMPONENTS = (API, CONTROL, HOST, TEMPORAL)
 
-UP_SECONDS = 60
+UP_SECONDS = 120
 
 
 class Plane:

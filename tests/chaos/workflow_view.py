@@ -89,6 +89,23 @@ class WorkflowView:
         handle = self._client.get_workflow_handle(environment_workflow_id(environment_id))
         return self._run(handle.fetch_history()).to_json()
 
+    def attempts(self, environment_id: str, activity: str) -> int:
+        """How often the latest activity of this type was begun until it completed; 0 where it has not."""
+        handle = self._client.get_workflow_handle(environment_workflow_id(environment_id))
+        begun: dict[int, int] = {}
+        latest, attempts = 0, 0
+        for event in self._run(handle.fetch_history()).events:
+            scheduled = event.activity_task_scheduled_event_attributes
+            started = event.activity_task_started_event_attributes
+            completed = event.activity_task_completed_event_attributes
+            if scheduled.activity_type.name == activity:
+                latest, attempts = event.event_id, 0
+            elif started.scheduled_event_id:
+                begun[started.scheduled_event_id] = started.attempt
+            elif latest and completed.scheduled_event_id == latest:
+                attempts = begun[latest]
+        return attempts
+
     def not_replayable(self, environment_ids: Iterable[str]) -> list[str]:
         """Environments whose history the present code cannot replay: they would wedge at the next worker's start."""
 

@@ -145,7 +145,7 @@ async def test_another_node_cannot_answer(stack: Stack) -> None:
 
 
 async def test_wait_for_leaves_a_margin(engine: Engine) -> None:
-    async with serving(engine, limits=Limits(wait_margin=2)) as stack, desktop(stack) as (node, _):
+    async with serving(engine, limits=Limits(wait_margin=10)) as stack, desktop(stack) as (node, _):
         body = {"capability": "tyrum.desktop.wait-for", "args": {"timeout_ms": 1200}, "timeout_seconds": 1}
         asked = asyncio.create_task(dispatch(stack, node.identity.device_id, body))
         task = await node.receive_type("task.execute")
@@ -266,7 +266,7 @@ async def test_input_is_one_at_a_time_in_order(stack: Stack) -> None:
 async def test_input_queue_is_bounded(stack: Stack) -> None:
     async with desktop(stack) as (node, _):
         node_id = node.identity.device_id
-        first = asyncio.create_task(dispatch(stack, node_id, CLICK | {"timeout_seconds": 3}))
+        first = asyncio.create_task(dispatch(stack, node_id, CLICK | {"timeout_seconds": 10}))
         task = await node.receive_type("task.execute")
         answer = await dispatch(stack, node_id, CLICK | {"timeout_seconds": 1}, 409)
         assert "busy with other input" in answer["message"]

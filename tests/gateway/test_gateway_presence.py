@@ -152,7 +152,7 @@ async def test_restart_within_the_grace_time_is_no_news(engine: Engine) -> None:
             assert await node.closed() == (1001, "server shutdown")
         assert first.told == []
         revoke(first, environments[2])
-    async with serving(engine, limits=Limits(reconnect_grace=0.5)) as second, second.node(made[0], identity):
+    async with serving(engine, limits=Limits(reconnect_grace=3)) as second, second.node(made[0], identity):
         await eventually(lambda: len(second.told) == 1, "the missing node is told")
         await asyncio.sleep(QUIET)
         assert heard(second) == [(environments[1], 1, False)]

@@ -5,16 +5,29 @@ import io
 import json
 import tarfile
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from uuid import uuid4
 
 import docker
 
+from models.identifiers import container_name
 from tests.activities.conftest import sandbox_archive
 from tests.e2e.stack import IMAGE
 
 BOOT = "/usr/bin/python3 -s -E /opt/desktop-sandbox/start.py"
+
+
+def awaiting(cue: str) -> str:
+    """A shell command that ends when the test gives the cue."""
+    return f"until [ -e /tmp/{cue} ]; do sleep 0.1; done"
+
+
+def give(cue: str, engine: docker.DockerClient, environment_id: str) -> None:
+    """Give an environment's container its cue; nothing where none runs that could hear it."""
+    # Also what is not found is an `APIError`.
+    with suppress(docker.errors.APIError):
+        engine.containers.get(container_name(environment_id)).exec_run(f"touch /tmp/{cue}", user="1000:1000")
 
 
 @dataclass

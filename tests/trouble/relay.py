@@ -43,7 +43,7 @@ class Relay:
 
     Attributes:
         hang: what connects is accepted and never answered. delay: seconds added to each request.
-        requests: how many have come.
+        requests: how many have come. lines: their first lines.
     """
 
     def __init__(self) -> None:
@@ -53,6 +53,7 @@ class Relay:
         self.hang = False
         self.delay = 0.0
         self.requests = 0
+        self.lines: list[str] = []
         self._holds: list[Hold] = []
         self._server: socket.socket | None = None
         self._open: set[socket.socket] = set()
@@ -140,6 +141,7 @@ class Relay:
 
     def _on_request(self, line: str, held: list[Hold]) -> None:
         self.requests += 1
+        self.lines.append(line)
         if self.delay:
             time.sleep(self.delay)
         for hold in list(self._holds):

@@ -4,7 +4,7 @@ import contextlib
 import random
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 
 import pytest
@@ -13,7 +13,7 @@ from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
 from tests.trouble.field import Field, within
-from tests.trouble.images import BOOT, Images
+from tests.trouble.images import BOOT, Images, awaiting, give
 
 pytestmark = [pytest.mark.e2e, pytest.mark.docker, pytest.mark.xdist_group("trouble")]
 
@@ -24,13 +24,16 @@ HELD = {
 }
 """Requests to the engine that a start waits for."""
 
+MANY = 12
+"""More than the ten upgrades a minute that a gateway with one limit for all of a host's sandboxes allows."""
+
 EXPECTED = {"stop": "stopped", "reset": "running", "start": "running"}
 
 
 @pytest.fixture(scope="session")
 def slow_image(bad_images: Images) -> str:
-    """Its node and its VNC server come up seconds after the container."""
-    return bad_images.variant(f"sleep 2; exec {BOOT}")
+    """Its node and its VNC server come up when they are told to."""
+    return bad_images.variant(f"{awaiting('go')}; exec {BOOT}")
 
 
 @contextmanager
@@ -70,7 +73,12 @@ def test_every_command_in_every_phase_of_a_start(field: Field, phase: str, slow_
             assert seen["generation"] == 1
 
     with ThreadPoolExecutor(len(commands)) as pool:
-        list(pool.map(outcome, made, commands))
+        outcomes = [pool.submit(outcome, *each) for each in zip(made, commands, strict=True)]
+        while wait(outcomes, timeout=0.2).not_done:
+            for environment_id in made if phase not in HELD else []:
+                give("go", field.engine, environment_id)
+    for each in outcomes:
+        each.result()
 
 
 def test_start_while_it_stops(field: Field) -> None:
@@ -147,10 +155,10 @@ def drain(socket: ClientConnection) -> None:
 
 def test_many_created_at_once_all_pair(field: Field) -> None:
     began = time.monotonic()
-    made = field.many(8)
-    with ThreadPoolExecutor(8) as pool:
+    made = field.many(MANY)
+    with ThreadPoolExecutor(MANY) as pool:
         settled = list(pool.map(lambda environment_id: field.settle(environment_id, "start"), made))
-    print(f"8 at once: all running after {time.monotonic() - began:.1f} s")
+    print(f"{MANY} at once: all running after {time.monotonic() - began:.1f} s")
     assert {environment["status"] for environment in settled} == {"running"}
     for environment_id in made:
         field.check_agreement(environment_id, "running")

@@ -40,7 +40,7 @@ def test_engine_lost_and_back(field: Field, way: str) -> None:
         assert seen["desired_running"] and seen["recovery"] == "host", seen
     for environment_id, command in ((stopped, "stop"), (started, "start"), (deleted, "delete")):
         field.command(environment_id, command)
-    field.until_gone(deleted, 5)
+    field.until_gone(deleted)
     field.until_nothing_live(deleted)
     assert field.refused(token) == 4001
     assert field.stack.http.get(link).status_code == 404
@@ -88,7 +88,7 @@ def test_a_slow_pull_delays_nobody(field: Field) -> None:
         assert field.settle(other, "start")["status"] == "running"
         print(f"stop and start beside a pull: {time.monotonic() - began:.2f} s")
         beat = datetime.fromisoformat(field.host()["last_seen_at"])
-        assert (datetime.now(UTC) - beat).total_seconds() < 5
+        assert (datetime.now(UTC) - beat).total_seconds() < 15
         assert field.show(pulling)["phase"] == "ensure_image"
         # Each command interrupts the pull, too.
         assert field.settle(pulling, "stop")["status"] == "stopped"

@@ -26,6 +26,19 @@ async def length(plane: Plane, environment_id: str) -> int:
     return int((await plane.handle(environment_id).describe()).history_length)
 
 
+async def steady_length(plane: Plane, environment_id: str) -> int:
+    """The same once nothing has been added for a while: what the last activity's end costs comes after it."""
+    since, seen = time.monotonic(), await length(plane, environment_id)
+    deadline = since + 60
+    while time.monotonic() - since < 1:
+        assert time.monotonic() < deadline, f"{seen} events and still growing"
+        await asyncio.sleep(0.1)
+        now = await length(plane, environment_id)
+        if now != seen:
+            since, seen = time.monotonic(), now
+    return seen
+
+
 def noted(plane: Plane, environment_id: str) -> list[str]:
     """What the odd signals carried, as the timeline tells it, in its order."""
     return [row.message or "" for row in plane.events(environment_id) if row.name == "odd_signal"]
@@ -136,16 +149,13 @@ async def test_what_things_cost_in_history_events(make_cached_plane: MakePlane) 
     await agree(plane, environment_id, Status.STOPPED)
     image_ref = (await plane.view(environment_id)).spec.image_ref
     plane.runtime.images[image_ref] = m.ImageReady(image_id="sha256:there")
-    await asyncio.sleep(0.5)
     handle = plane.handle(environment_id)
     costs: dict[str, int] = {}
-    before = await length(plane, environment_id)
+    before = await steady_length(plane, environment_id)
 
     async def spent(name: str) -> None:
         nonlocal before
-        # What the last activity's end costs comes after it.
-        await asyncio.sleep(0.5)
-        after = await length(plane, environment_id)
+        after = await steady_length(plane, environment_id)
         costs[name], before = after - before, after
 
     await handle.signal("start")
