@@ -15,16 +15,9 @@ from uuid import uuid4
 from sqlmodel import Session
 
 from api import audit, database
+from api.bodies import CommandBody, EnvironmentCreate, EnvironmentPatch, LimitsChange, ResetBody
 from api.dependencies import Operator, Services
-from api.schemas import (
-    CommandBody,
-    EnvironmentCreate,
-    EnvironmentDetail,
-    EnvironmentPatch,
-    LimitsChange,
-    ResetBody,
-    Source,
-)
+from api.schemas import EnvironmentDetail, Source
 from inventory import audit as audited
 from inventory import defaults, environments, events, hosts
 from inventory import timeline as timelines

@@ -6,9 +6,10 @@ from fastapi import APIRouter
 from sqlmodel import Session
 
 from api import audit, database
+from api.bodies import DefaultsPut
 from api.dependencies import Admin, ServicesDep
 from api.errors import responses
-from api.schemas import DefaultsAnswer, DefaultsPut
+from api.schemas import DefaultsAnswer
 from inventory import defaults
 from models.errors import InvalidRequest, Unauthorized, Unavailable
 from models.tables import DefaultsRow

@@ -5,23 +5,18 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Response
 
 from api import database, service
+from api.bodies import LABEL_CHARS, PLACE, CommandBody, EnvironmentCreate, EnvironmentPatch, ResetBody
 from api.dependencies import Admin, EnvironmentId, Operator, Services, ServicesDep
 from api.errors import responses
 from api.schemas import (
-    LABEL_CHARS,
-    PLACE,
-    CommandBody,
     DeleteAnswer,
     Environment,
     EnvironmentAnswer,
-    EnvironmentCreate,
-    EnvironmentPatch,
     EnvironmentsAnswer,
     EnvironmentShown,
     EnvironmentShownAnswer,
     LogsAnswer,
     PairingShown,
-    ResetBody,
     TimelineAnswer,
     TimelineEntryOut,
 )

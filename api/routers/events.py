@@ -13,10 +13,11 @@ from starlette.responses import StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from api import database
+from api.bodies import PLACE
 from api.dependencies import Admin, EnvironmentId, Services, ServicesDep, authenticate
 from api.errors import responses
 from api.feed import Feed
-from api.schemas import PLACE, TimelineEntryOut
+from api.schemas import TimelineEntryOut
 from inventory import environments, timeline
 from inventory.timeline import START, Item, Place
 from models.errors import InvalidRequest, NotFound, Unauthorized, Unavailable

@@ -7,9 +7,10 @@ from fastapi import APIRouter, Response
 from sqlmodel import Session
 
 from api import audit, database
+from api.bodies import TokenCreate
 from api.dependencies import Admin, ServicesDep
 from api.errors import responses
-from api.schemas import TokenAnswer, TokenCreate, TokenCreatedAnswer, TokenOut, TokensAnswer
+from api.schemas import TokenAnswer, TokenCreatedAnswer, TokenOut, TokensAnswer
 from inventory import admin_tokens
 from inventory.admin_tokens import CONFIGURED_OPERATOR, NameTaken
 from models.errors import Conflict, InvalidRequest, NotFound, Unauthorized, Unavailable

@@ -4,7 +4,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field, StrictBool, StrictInt
 
-from api.schemas import Answer, Body, Timestamp
+from api.bodies import Body
+from api.schemas import Answer, Timestamp
 from models.tables import TakeoverSessionRow
 
 Ttl = Annotated[StrictInt, Field(ge=10, le=86400, description="Seconds.")]

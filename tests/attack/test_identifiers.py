@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from temporalio.exceptions import ApplicationError
 
 from activities.hostfiles import environment_files
-from api.schemas import ImageRef, Label, Reason
+from api.bodies import ImageRef, Label, Reason
 from inventory.engine import storable
 from models import identifiers, tokens
 from models.takeover import is_takeover_token

@@ -9,7 +9,7 @@ from temporalio.exceptions import ApplicationError
 
 from activities.container_spec import NETWORK_OPTIONS, HostConfig, plan, refuse_open_network
 from activities.hostfiles import environment_files
-from api.schemas import EnvironmentCreate, EnvironmentPatch
+from api.bodies import EnvironmentCreate, EnvironmentPatch
 from models.identifiers import new_environment_id
 from models.messages import LEAST_LIMITS, EnvironmentSpec, HostRecord, Limits
 from models.settings import ConfigurationError, HostSettings, load
