@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 RECORD_SECONDS = 1.0
 """How long "running" is held back until it is recorded; dispatch and takeover go by the record."""
-RECORD_STEPS = (0.01, 0.02, 0.04, 0.1)
+RECORD_STEPS = (0.005, 0.005, 0.01, 0.02, 0.04, 0.1)
 """Seconds between looks at the record, the last of them again and again."""
 HEARTBEAT_SECONDS = 1.0
 

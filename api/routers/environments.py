@@ -52,7 +52,7 @@ async def list_environments(
     label: Annotated[
         str | None, Query(max_length=LABEL_CHARS, description="Only those of this label.")
     ] = None,
-    limit: Annotated[int, Query(ge=1, le=200, description="Length of the page.")] = 50,
+    limit: Annotated[int, Query(ge=1, le=1000, description="Length of the page.")] = 50,
     cursor: Annotated[
         str | None, Query(max_length=300, description="`next_cursor` of the page before.")
     ] = None,

@@ -25,7 +25,7 @@ def list_(
     status: Annotated[Status | None, typer.Option(help="In this status.", show_default=False)] = None,
     host: Annotated[str | None, typer.Option(help="On this host.", show_default=False)] = None,
     all_pages: Annotated[bool, typer.Option("--all", help="All of them, not the first page.")] = False,
-    limit: Annotated[int, typer.Option(min=1, max=200, help="Environments per page.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="Environments per page.")] = 50,
     as_json: JsonOption = False,
 ) -> None:
     """List environments, the latest change first."""
