@@ -14,7 +14,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from cli import exits
-from cli.commands import audit, codec, desktop, lifecycle, reading, tokens
+from cli.commands import audit, codec, desktop, lifecycle, pairings, reading, tokens
 from cli.exits import CliError, ExitCode
 from cli.session import JsonOption, Session, of, print_json
 from models.settings import default_state_dir
@@ -119,6 +119,7 @@ app.add_typer(desktop.takeover_sessions, name="takeover-sessions")
 app.command()(desktop.screenshot)
 app.command()(reading.hosts)
 app.command()(reading.nodes)
+app.add_typer(pairings.app, name="pairings")
 app.add_typer(codec.app, name="codec")
 app.add_typer(tokens.app, name="tokens")
 app.command("audit")(audit.audit)

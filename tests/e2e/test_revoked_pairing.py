@@ -5,7 +5,6 @@ import time
 import pytest
 
 from tests.e2e.stack import Stack
-from tests.gateway.harness import DESKTOP
 
 pytestmark = [pytest.mark.e2e, pytest.mark.docker, pytest.mark.xdist_group("e2e")]
 
@@ -19,7 +18,11 @@ def test_revoked_is_shown_holds_and_is_undone(stack: Stack, environment_ids: lis
     task = {"capability": "tyrum.desktop.screenshot"}
     assert stack.call("POST", f"/nodes/{node_id}/dispatch", task).json()["ok"]
 
-    assert stack.call("POST", f"/pairings/{pairing_id}/revoke", {"reason": "odd"}).is_success
+    assert stack.desktopctl("pairings", "revoke", environment_id, "--reason", "odd")["status"] == "revoked"
+    assert stack.desktopctl("pairings", "deny", str(pairing_id), code=4)["status"] == "revoked"
+    listed = stack.desktopctl("pairings", "list", "--status", "revoked")
+    assert [pairing["pairing_id"] for pairing in listed] == [pairing_id]
+    stack.desktopctl("pairings", "revoke", "nothing of that name", code=3)
     shown = stack.desktopctl("show", environment_id)
     assert (shown["status"], shown["generation"]) == ("running", 1), "the desktop itself is well"
     assert shown["pairing"]["status"] == "revoked" and shown["pairing"]["decided_by"] == "admin"
@@ -40,8 +43,8 @@ def test_revoked_is_shown_holds_and_is_undone(stack: Stack, environment_ids: lis
     assert (reset["status"], reset["recovery"], reset["generation"]) == ("error", "operator", 2), reset
     assert "an operator has revoked" in reset["last_error"]["message"]
     assert stack.containers(environment_id) == []
-    body = {"trust_level": "local", "capability_allowlist": DESKTOP}
-    assert stack.call("POST", f"/pairings/{pairing_id}/approve", body).is_success
+    stack.desktopctl("pairings", "approve", environment_id, "--capability", "no such thing", code=2)
+    assert stack.desktopctl("pairings", "approve", environment_id)["trust_level"] == "local"
     started = stack.settled(environment_id, "start")
     assert started["status"] == "running" and started["node_id"] == node_id
     assert stack.call("POST", f"/nodes/{node_id}/dispatch", task).json()["ok"]
