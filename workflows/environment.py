@@ -85,6 +85,7 @@ class DesktopEnvironment:
         self._phase: str | None = None
         self._shown_status = None if self._fresh else self._state.situation.status
         self._cancelled = False
+        self._recording = False
 
     @workflow.run
     async def run(self, *payloads: Any) -> None:
@@ -282,6 +283,7 @@ class DesktopEnvironment:
             record, sequence = state.record(workflow.now(), credentials), state.sequence
             state.unrecorded = []
             self._show()
+            self._recording = True
             try:
                 known: m.Recorded | None = await in_inventory(
                     ControlActivities.record_environment,
@@ -300,6 +302,8 @@ class DesktopEnvironment:
                     return False
                 credentials = None
                 continue
+            finally:
+                self._recording = False
             reactions.recorded(known, record.entries, sequence)
             if credentials is not None:
                 return known is not None and known.credentials
@@ -392,11 +396,14 @@ class DesktopEnvironment:
 
         def settled() -> bool:
             taken_in = wish.after_request_id is None or wish.after_request_id in self._state.request_ids
-            projected = not self._reactions.dirty or self._state.projection_failures > 0
+            # Not before the record has ended: who is told finds it, and the run may end before the next command comes.
+            unrecorded = self._reactions.dirty or (self._recording and not self._as_formerly)
+            projected = not unrecorded or self._state.projection_failures > 0
             done = taken_in and not self._state.inbox and self.status().settled and projected
+            gone = self._state.deleted and (projected or self._as_formerly)
             # A run that has to end cannot be held up by somebody who always waits.
             overdue = workflow.info().get_current_history_length() > policies.HISTORY_LIMIT_IN_OPERATION
-            return done or overdue or self._state.deleted
+            return done or overdue or gone
 
         timeout = timedelta(seconds=wish.timeout_seconds)
         with contextlib.suppress(TimeoutError):

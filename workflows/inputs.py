@@ -40,5 +40,5 @@ def read_input(
 
 
 def _refusal(kind: type[Input], problem: str) -> ApplicationError:
-    text = f"takes exactly one JSON object, a {kind.__name__}; {problem}"
+    text = f"takes exactly one JSON object, of type {kind.__name__}; {problem}"
     return ApplicationError(text, type="invalid_request", non_retryable=True)
