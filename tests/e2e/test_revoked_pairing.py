@@ -21,7 +21,7 @@ def test_revoked_is_shown_holds_and_is_undone(stack: Stack, environment_ids: lis
     assert stack.desktopctl("pairings", "revoke", environment_id, "--reason", "odd")["status"] == "revoked"
     assert stack.desktopctl("pairings", "deny", str(pairing_id), code=4)["status"] == "revoked"
     listed = stack.desktopctl("pairings", "list", "--status", "revoked")
-    assert [pairing["pairing_id"] for pairing in listed] == [pairing_id]
+    assert pairing_id in [pairing["pairing_id"] for pairing in listed]
     stack.desktopctl("pairings", "revoke", "nothing of that name", code=3)
     shown = stack.desktopctl("show", environment_id)
     assert (shown["status"], shown["generation"]) == ("running", 1), "the desktop itself is well"
