@@ -64,7 +64,7 @@ bench: setup-run ## Start, commands, lists, rest and history against their budge
 bench-recovery: setup-run ## 300 random kills, container and host trouble, long lives; ARGS="--kills 50" for the kills
 	@$(py) -m benchmarks.trouble
 	$(py) -m benchmarks.kills $(ARGS)
-	DESKTOP_MODEL_EXAMPLES=30 DESKTOP_CYCLES=1000 exec $(py) -m pytest -n 2 tests/workflows/test_model.py \
+	DESKTOP_MODEL_EXAMPLES=30 DESKTOP_CYCLES=1000 exec $(py) -m pytest -n 2 -rP tests/workflows/test_model.py \
 	    tests/workflows/test_long_life.py
 
 lock: ## Write the requirement files anew from pyproject.toml; UPGRADE=1 takes newer versions

@@ -98,8 +98,7 @@ class Sweep:
             )
         )
 
-    # --- what is there
-    # ------------------------------------------------------------------------------------------------
+    # --- what is there ---
 
     async def _look_into(
         self, container: dict[str, Any], home: Home | None, report: Report, tell: Tell
@@ -181,8 +180,7 @@ class Sweep:
         with self._guards.only(environment_id, Step()):
             self._containers.remove(RemoveContainer(environment_id=environment_id, generation=generation))
 
-    # --- what is not there
-    # --------------------------------------------------------------------------------------------
+    # --- what is not there ---
 
     async def _tell_those_without(self, owned: list[dict[str, Any]], tell: Tell) -> None:
         have = {

@@ -45,7 +45,7 @@ def is_public(path: str) -> bool:
 
 
 def _bounded(connection: HTTPConnection, receive: Receive) -> Receive:
-    most = MAX_CODEC_BYTES if connection.url.path.startswith(f"{CODEC_PREFIX}/") else MAX_BODY_BYTES
+    most = MAX_CODEC_BYTES if connection.scope["path"].startswith(f"{CODEC_PREFIX}/") else MAX_BODY_BYTES
     too_large = InvalidRequest(f"the body is larger than {most} bytes")
     length = connection.headers.get("content-length", "")
     if length.isdecimal() and int(length) > most:

@@ -55,12 +55,7 @@ def create(
     body: Json = {"host_id": resolve.host_id(session.api.hosts(), host), "desired_running": start}
     if label is not None:
         body["label"] = label
-    if image is not None:
-        body["image_ref"] = image
-    if security_profile is not None:
-        body["security_profile"] = security_profile.value
-    if limits := _limits(cpus, memory_mb, pids, shm_mb):
-        body["limits"] = limits
+    body |= _container(image, security_profile, _limits(cpus, memory_mb, pids, shm_mb))
     answer = session.api.call("POST", "/desktop-environments", about="new environment", body=body)
     environment: Json = answer["environment"]
     environment_id = str(environment["environment_id"])
@@ -97,12 +92,7 @@ def update(
     body: Json = {}
     if label is not None or clear_label:
         body["label"] = label
-    if image is not None:
-        body["image_ref"] = image
-    if security_profile is not None:
-        body["security_profile"] = security_profile.value
-    if limits := _limits(cpus, memory_mb, pids, shm_mb):
-        body["limits"] = limits
+    body |= _container(image, security_profile, _limits(cpus, memory_mb, pids, shm_mb))
     if not body:
         raise CliError("nothing to change; see `desktopctl update --help`", ExitCode.USAGE, "invalid_request")
     environment_id = session.resolve(environment)
@@ -244,6 +234,14 @@ def _missed(environment: Json, goal: str) -> CliError:
     return CliError(
         f"environment {environment_id} ended in error {code}: {message}; {where}", ExitCode.FAILED, code
     )
+
+
+def _container(image: str | None, security_profile: SecurityProfile | None, limits: Json) -> Json:
+    """What was given of the container to be."""
+    given: Json = {} if image is None else {"image_ref": image}
+    if security_profile is not None:
+        given["security_profile"] = security_profile.value
+    return given | ({"limits": limits} if limits else {})
 
 
 def _limits(cpus: float | None, memory_mb: int | None, pids: int | None, shm_mb: int | None) -> Json:
