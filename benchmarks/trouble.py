@@ -19,6 +19,7 @@ from activities.probes import prove_novnc, prove_rfb
 from activities.steps import Step
 from benchmarks.report import Table, end_in_order, machine
 from tests.e2e.stack import IMAGE
+from tests.support.pausing import pause
 from tests.trouble.field import PARTS, Field, prepared_field, within
 from tests.trouble.registry import slow_registry
 
@@ -40,7 +41,7 @@ class Bench:
         ways: dict[str, Callable[[str], Callable[[], Any]]] = {
             "docker kill": lambda found: field.container(found).kill,
             "docker rm -f": lambda found: partial(field.container(found).remove, force=True),
-            "docker pause": lambda found: field.container(found).pause,
+            "docker pause": lambda found: partial(pause, field.engine.api, field.container(found).id),
             "out of memory as a whole": partial(field.out_of_memory, whole=True),
             **{f"{name} killed inside": partial(field.kill_inside, process=PARTS[name]) for name in PARTS},
         }

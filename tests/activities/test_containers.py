@@ -32,6 +32,7 @@ from models.messages import (
     WipeRuntime,
 )
 from tests.activities.conftest import Desk
+from tests.support.pausing import pause
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.docker
@@ -280,7 +281,7 @@ def test_one_that_exited_is_not_started_again(desk: Desk, engine: docker.APIClie
 
 
 def test_paused_is_not_adopted(desk: Desk, engine: docker.APIClient) -> None:
-    engine.pause(desk.start().container_id)
+    pause(engine, desk.start().container_id)
     with pytest.raises(ApplicationError) as caught:
         desk.start(adopt_only=True)
     assert caught.value.type == "sandbox_unhealthy"

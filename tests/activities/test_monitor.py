@@ -25,6 +25,7 @@ from models.messages import (
 )
 from tests.activities.conftest import SDK_LEAKS, Desk
 from tests.activities.watched import Plane, monitoring, swept
+from tests.support.pausing import pause
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.docker
@@ -93,7 +94,7 @@ async def test_removed_and_paused_by_hand(
     started = await asyncio.to_thread(desk.start)
     async with monitoring(desk.host, host_id):
         await swept(desk, plane)
-        await asyncio.to_thread(engine.pause, started.container_id)
+        await asyncio.to_thread(pause, engine, started.container_id)
         await eventually(lambda: [e.event for e in plane.events(desk.id)] == ["paused"], "paused")
         await asyncio.to_thread(engine.remove_container, started.container_id, force=True)
         await eventually(lambda: len(plane.events(desk.id)) == 2, "removed")

@@ -18,6 +18,7 @@ from activities.probes import gateway_origin
 from models.errors import ErrorCode
 from tests.activities.conftest import Desk
 from tests.activities.gateway import FakeGateway
+from tests.support.pausing import pause
 
 pytestmark = pytest.mark.docker
 
@@ -105,7 +106,7 @@ def test_interference_from_outside(desk: Desk, engine: docker.APIClient, act: st
         if act == "remove":
             engine.remove_container(started.container_id, force=True)
         else:
-            engine.pause(started.container_id)
+            pause(engine, started.container_id)
 
     timer = threading.Timer(0.5, interfere)
     timer.start()

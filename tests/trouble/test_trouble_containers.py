@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from activities.host import PROBE_SECONDS
+from tests.support.pausing import pause
 from tests.trouble.field import PARTS, Field, within
 
 pytestmark = [pytest.mark.e2e, pytest.mark.docker, pytest.mark.xdist_group("trouble")]
@@ -57,7 +58,7 @@ def test_whatever_happens_to_it(field: Field) -> None:
         if way == "removed":
             recovery = field.recover(environment_id, functools.partial(container.remove, force=True))
         elif way == "paused":
-            recovery = field.recover(environment_id, container.pause)
+            recovery = field.recover(environment_id, functools.partial(pause, field.engine.api, container.id))
         else:
             recovery = field.recover(environment_id, field.kill_inside(environment_id, PARTS[way]))
         print(way, recovery)
