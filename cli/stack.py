@@ -129,7 +129,6 @@ def specs(
             umask=_PRIVATE,
             echo=_WARNINGS,
             required=False,
-            ready_within=20,
         ),
         ChildSpec(
             "host-worker",
@@ -139,7 +138,6 @@ def specs(
             probe=probes.host_healthy,
             echo=_WARNINGS,
             required=False,
-            ready_within=20,
         ),
     ]
 

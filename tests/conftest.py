@@ -16,8 +16,12 @@ os.environ["PATH"] = f"{os.environ.get('PATH', '')}{os.pathsep}{Path(sys.executa
 
 
 def pytest_configure() -> None:
-    """A run that is told to end, by `timeout` or by a machine that shuts down, cleans up as after Ctrl-C."""
+    """A run that is told to end, by `timeout` or by a machine that shuts down, cleans up as after Ctrl-C; and Ctrl-C is
+    heeded by the programs under test, although a shell that runs this in the background has it ignored.
+    """
     signal.signal(signal.SIGTERM, _end)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _end(number: int, frame: FrameType | None) -> None:

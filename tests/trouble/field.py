@@ -276,23 +276,16 @@ class Field:
 def prepared_field(state_dir: Path, *, relayed: bool) -> Iterator[Field]:
     """A stack of its own, with a relay before its engine where `relayed`; nothing of it is left after."""
     relay = Relay() if relayed else None
-    before = os.environ.get("DOCKER_HOST")
+    more = {"DOCKER_HOST": relay.url} if relay is not None else {}
     try:
-        with closing(docker.from_env(timeout=60)) as engine:
-            if relay is not None:
-                os.environ["DOCKER_HOST"] = relay.url
-            with running_stack(state_dir) as stack:
+        with closing(docker.from_env(timeout=60)) as engine, running_stack(state_dir, **more) as stack:
+            try:
+                yield Field(stack, engine, relay)
+            finally:
                 if relay is not None:
-                    os.environ.pop("DOCKER_HOST")
-                    if before is not None:
-                        os.environ["DOCKER_HOST"] = before
-                try:
-                    yield Field(stack, engine, relay)
-                finally:
-                    if relay is not None:
-                        relay.hang, relay.delay = False, 0.0
-                        if not os.path.exists(relay.path):
-                            relay.up()
+                    relay.hang, relay.delay = False, 0.0
+                    if not os.path.exists(relay.path):
+                        relay.up()
     finally:
         if relay is not None:
             relay.close()
