@@ -8,6 +8,7 @@ import time
 
 from docker.errors import APIError, NotFound
 from docker.types import LogConfig
+from temporalio.exceptions import ApplicationError
 
 from activities.container_spec import (
     NETWORK_OPTIONS,
@@ -21,7 +22,7 @@ from activities.container_spec import (
     refuse_open_network,
 )
 from activities.credentials import read_record
-from activities.engine import DOCKER_ERRORS, Engine, Inspection, docker_failure, readable
+from activities.engine import DOCKER_ERRORS, Engine, Inspection, docker_failure, readable, timed_out
 from activities.failures import failure
 from activities.guards import Guards
 from activities.hostfiles import EnvironmentFiles, give_to
@@ -96,7 +97,7 @@ class Containers:
             step.check()
             return self._make(request, files, step)
         except DOCKER_ERRORS as error:
-            raise docker_failure(error, _PHASE, generation) from error
+            raise self._failure(error, spec.environment_id, _PHASE, generation) from error
 
     def remove(self, request: RemoveContainer) -> ContainerRemoved:
         """Have no container of this generation or an older one.
@@ -110,7 +111,8 @@ class Containers:
                 return ContainerRemoved()
             return self.remove_inspected(there, request.grace_seconds)
         except DOCKER_ERRORS as error:
-            raise docker_failure(error, "remove_container", request.generation) from error
+            environment_id, generation = request.environment_id, request.generation
+            raise self._failure(error, environment_id, "remove_container", generation) from error
 
     def remove_inspected(self, container: Inspection, grace_seconds: float) -> ContainerRemoved:
         """End and remove this container; its events are not reported. Raises `DOCKER_ERRORS`."""
@@ -136,6 +138,20 @@ class Containers:
             oom_killed=bool(state.get("OOMKilled")),
             lines=lines,
         )
+
+    def _failure(
+        self, error: BaseException, environment_id: str, phase: str, generation: int
+    ) -> ApplicationError:
+        """What an error of the SDK means. The runtime of one container may hang in an engine that is well: then the
+        engine is not to be blamed, nor looked after by whoever reads this.
+        """
+        if timed_out(error) and self._engine.answers():
+            message = (
+                f"the Docker engine answers, but not about container {container_name(environment_id)}, whose runtime "
+                "seems to hang: end its containerd-shim or restart the engine; this is tried again until it answers"
+            )
+            return failure(ErrorCode.DOCKER_UNAVAILABLE, message, phase=phase, generation=generation)
+        return docker_failure(error, phase, generation)
 
     def _take_over(self, container: Inspection, request: StartContainer) -> ContainerStarted:
         state, generation = container["State"], request.generation

@@ -89,6 +89,14 @@ class Engine:
         """The engine's version; asks it. Raises `DOCKER_ERRORS`."""
         return str(self.look.version()["Version"])
 
+    def answers(self) -> bool:
+        """Whether the engine answers at all, whatever hangs in it."""
+        try:
+            self.version()
+        except DOCKER_ERRORS:
+            return False
+        return True
+
     def client_with_deadline(self, seconds: float) -> docker.APIClient:
         """A new client, for the caller to close, all of whose calls end after `seconds`."""
         arguments: dict[str, Any] = dict(kwargs_from_env())
@@ -161,19 +169,22 @@ def reason(error: BaseException) -> tuple[ErrorCode, str]:
         if "no such image" in text.lower():
             return ErrorCode.IMAGE_NOT_FOUND, text
         return ErrorCode.START_FAILED, text
-    if isinstance(error, requests.exceptions.ReadTimeout | urllib3.exceptions.ReadTimeoutError):
+    if timed_out(error):
         return (
             ErrorCode.DOCKER_UNAVAILABLE,
             "the Docker engine accepts connections but does not answer in time",
         )
     if isinstance(error, (*_UNREACHABLE, DockerException)):
-        if "timed out" in str(error).lower():
-            return (
-                ErrorCode.DOCKER_UNAVAILABLE,
-                "the Docker engine accepts connections but does not answer in time",
-            )
         return ErrorCode.DOCKER_UNAVAILABLE, f"the Docker engine cannot be reached: {_cause(error)}"
     return ErrorCode.INTERNAL, f"{type(error).__name__} while talking to Docker"
+
+
+def timed_out(error: BaseException) -> bool:
+    """Whether an error of the Docker SDK is a deadline that passed."""
+    if isinstance(error, requests.exceptions.ReadTimeout | urllib3.exceptions.ReadTimeoutError):
+        return True
+    unanswered = isinstance(error, (*_UNREACHABLE, DockerException)) and not isinstance(error, APIError)
+    return unanswered and "timed out" in str(error).lower()
 
 
 def docker_failure(error: BaseException, phase: str, generation: int = 0) -> ApplicationError:

@@ -112,14 +112,14 @@ async def _events(
             items, deleted = [], False
             news.set()
             await asyncio.sleep(CHECK_SECONDS)
-        for item in items:
-            place = item.place
-            yield _frame(item)
-        if deleted and not items:
+        if items:
+            place = items[-1].place
+            # In one piece: between the writes of a page nothing would notice a client that has gone.
+            yield "".join(map(_frame, items))
+            continue
+        if deleted:
             yield f'id: {place}\nevent: deleted\ndata: {{"environment_id":"{environment_id}"}}\n\n'
             return
-        if items:
-            continue
         async for beat in _wait(request, news):
             if beat is None:
                 return

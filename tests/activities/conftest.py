@@ -249,6 +249,12 @@ class Desk:
 
 
 @pytest.fixture
-def desk(host: DockerHostActivities, image: str, host_id: str, config: HostConfig) -> Desk:
+def make_desk(host: DockerHostActivities, image: str, host_id: str, config: HostConfig) -> Callable[[], Desk]:
+    """Makes fresh environments."""
+    return lambda: Desk(host, image, host_id, config.state_dir)
+
+
+@pytest.fixture
+def desk(make_desk: Callable[[], Desk]) -> Desk:
     """A fresh environment."""
-    return Desk(host, image, host_id, config.state_dir)
+    return make_desk()
