@@ -39,7 +39,7 @@ echo "desktop as $(id -u)"
 case "$TYRUM_NODE_LABEL" in
 quits) echo "no display"; exit 3 ;;
 fades) echo "up for a moment"; sleep 0.7; exit 7 ;;
-stubborn) trap '' TERM ;;
+stubborn) trap 'echo asked to end' TERM ;;
 hungry) head -c 400m /dev/zero | tail >/dev/null || exit 9 ;;
 mute) exec sleep 3600 ;;
 talks) i=0; while [ $i -lt 300 ]; do echo "line $i   "; echo; i=$((i+1)); done; echo "tyrum-token.v1.secret.part" ;;

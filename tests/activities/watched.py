@@ -83,7 +83,7 @@ async def monitoring(host: DockerHostActivities, host_id: str) -> AsyncIterator[
     finally:
         env.cancel()
         with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.wait_for(task, 10)
+            await asyncio.wait_for(task, 30)
 
 
 async def swept(desk: Desk, plane: Plane) -> None:

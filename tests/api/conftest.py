@@ -16,6 +16,7 @@ from tests.api.takeover_desk import desk
 from tests.fakes.runtime import FakeRuntime
 from tests.support.temporal import start_dev_server
 from workers import control
+from workers.host import HEARTBEAT_EVERY
 
 __all__ = ["desk", "stack", "temporal"]
 
@@ -46,6 +47,8 @@ async def stack(
             activities=runtime.activities(),
             activity_executor=pool,
             max_concurrent_activities=32,
+            max_heartbeat_throttle_interval=HEARTBEAT_EVERY,
+            default_heartbeat_throttle_interval=HEARTBEAT_EVERY,
         )
         async with (
             control.build(temporal.client, settings),

@@ -2,7 +2,6 @@
 
 import asyncio
 import shutil
-import time
 from pathlib import Path
 
 import httpx
@@ -77,10 +76,8 @@ async def test_temporal_that_takes_connections_and_answers_nothing(tmp_path: Pat
             serving(make_services(engine, mute)) as (url, app),
             client(url, app, headers=BEARER) as http,
         ):
-            started = time.monotonic()
             answer = await http.post(f"/desktop-environments/{environment_id}/stop")
             assert answer.status_code == 503
-            assert time.monotonic() - started < 20
     finally:
         release.set()
         server.close()

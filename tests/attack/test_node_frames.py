@@ -202,7 +202,7 @@ async def test_a_stranger_is_closed_with_a_code(gateway: Stack, sent: list[str])
             # Whatever of it was a sound `connect.init`, this is no sound proof.
             await socket.send("{}")
             while True:
-                await asyncio.wait_for(socket.recv(), 10)
+                await asyncio.wait_for(socket.recv(), 30)
         except ConnectionClosed:
             assert socket.close_code in HANDSHAKE_CODES
     await _serves(gateway)

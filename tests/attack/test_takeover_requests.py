@@ -280,4 +280,4 @@ async def test_odd_upgrades(desk: Desk, rest: bytes, head: list[tuple[str, bytes
     assert answer is None or answer.status < 500 or answer.status == 502, answer
     async with desk.socket() as websocket:
         await websocket.send(b"\x01")
-        assert await asyncio.wait_for(websocket.recv(), 10) == b"\x01"
+        assert await asyncio.wait_for(websocket.recv(), 30) == b"\x01"

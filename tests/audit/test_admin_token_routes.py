@@ -56,7 +56,7 @@ async def test_created_shown_once_listed_revoked(stack: Stack) -> None:
     async def shut() -> bool:
         return not await opens(stack, one["bearer_token"])
 
-    await eventually(shut, "refused", 5)
+    await eventually(shut, "refused")
     revoked_at = answer.json()["token"]["revoked_at"]
     assert (await stack.http.post(path)).json()["token"]["revoked_at"] == revoked_at
     assert await opens(stack, two["bearer_token"])
@@ -176,7 +176,7 @@ async def test_desktopctl_tokens(stack: Stack, desktopctl: Command) -> None:
     async def shut() -> bool:
         return not await opens(stack, text)
 
-    await eventually(shut, "refused", 5)
+    await eventually(shut, "refused")
     assert (await desktopctl("tokens", "revoke", "no-such-token")).exit_code == 3
     for span in ("soon", "0d", "-1h", "1y"):
         assert (await desktopctl("tokens", "create", "x", "--expires-in", span)).exit_code == 2

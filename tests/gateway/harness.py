@@ -47,7 +47,7 @@ HOST_ID = "desktop-host-test"
 class Clock:
     """Deadlines for tests: generous, since machines are shared."""
 
-    LIMIT = 10.0
+    LIMIT = 30.0
 
 
 async def eventually(condition: Callable[[], bool], what: str) -> None:

@@ -145,7 +145,7 @@ def sandboxes(tmp_path: Path, gateway: ProbeGateway) -> Iterator[Sandboxes]:
         starter.close()
 
 
-async def eventually(condition: Any, seconds: float = 5.0) -> None:
+async def eventually(condition: Any, seconds: float = 30.0) -> None:
     """Poll until `condition` is true.
 
     Raises:

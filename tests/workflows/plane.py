@@ -32,6 +32,7 @@ from tests.fakes.runtime import FakeRuntime
 from tests.support.temporal import temporal_cli
 from tests.support.waiting import eventually
 from workers import control
+from workers.host import HEARTBEAT_EVERY
 from workflows.environment import DesktopEnvironment
 
 
@@ -197,6 +198,8 @@ async def host_worker_of(plane: Plane, slots: int = 32) -> AsyncIterator[Worker]
             activities=plane.runtime.activities(),
             activity_executor=pool,
             max_concurrent_activities=slots,
+            max_heartbeat_throttle_interval=HEARTBEAT_EVERY,
+            default_heartbeat_throttle_interval=HEARTBEAT_EVERY,
         )
         async with worker:
             yield worker
