@@ -23,7 +23,7 @@ ONE_CHARACTER = 40
 """Pixels; a character and the cursor behind it are smaller."""
 LOSSY = 24
 """How far JPEG may take a colour from what it was."""
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 
 @pytest.fixture(scope="module")
