@@ -316,7 +316,7 @@ class Operations:
         if not state.deleted:
             try:
                 if state.situation.host_available:
-                    await self._erase(policies.CLEAN_UP, "remove the container")
+                    await self._erase(policies.CLEAN_UP_IN_DELETE, "remove the container")
                     erased = True
             except Failure as failure:
                 self._note("note", "clean_up_postponed", message=failure.error.message)

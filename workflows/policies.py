@@ -88,6 +88,9 @@ CLEAN_UP = ActivityConfig(
 )
 """A removal is worth repeating whatever the error: it is idempotent, and an engine that restarts is back in seconds."""
 
+CLEAN_UP_IN_DELETE = ActivityConfig(**CLEAN_UP, schedule_to_close_timeout=timedelta(seconds=20))
+"""Somebody waits for the delete. What a hung container keeps up for longer goes on after the tombstone."""
+
 CLEAN_UP_AT_LAST = ActivityConfig(
     start_to_close_timeout=timedelta(seconds=60),
     heartbeat_timeout=HOST_HEARTBEAT,

@@ -2,6 +2,7 @@
 
 import pkgutil
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from tests.support.waiting import eventually
 from tests.workflows.conftest import MakePlane
 from tests.workflows.invariants import agree, failed_tasks, gone
 from tests.workflows.plane import Plane
+from workflows import policies
 from workflows.environment import DesktopEnvironment
 
 pytestmark = pytest.mark.usefixtures("impatient")
@@ -58,6 +60,24 @@ def bug_in(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Bug]:
 
 
 FOR_EVER = 1_000_000
+
+
+async def test_a_container_that_cannot_be_removed_holds_up_no_delete(
+    make_cached_plane: MakePlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its runtime hangs, say, in an engine that is well; the host is healthy all the while."""
+    plane = await make_cached_plane()
+    environment_id = await plane.create()
+    await agree(plane, environment_id, Status.RUNNING)
+    monkeypatch.setitem(policies.CLEAN_UP_IN_DELETE, "schedule_to_close_timeout", timedelta(seconds=2))
+    gate = plane.runtime.gate("remove_container", environment_id)
+    await plane.handle(environment_id).signal("delete")
+    await eventually(lambda: plane.deleted(environment_id), "gone for the operator")
+    assert plane.live_tokens(environment_id) == []
+    assert environment_id in plane.runtime.containers
+    assert "note:clean_up_postponed" in await plane.names(environment_id)
+    gate.set()
+    await gone(plane, environment_id)
 
 
 @pytest.mark.parametrize(
