@@ -147,8 +147,8 @@ class Containers:
         """
         if timed_out(error) and self._engine.answers():
             message = (
-                f"the Docker engine answers, but not about container {container_name(environment_id)}, whose runtime "
-                "seems to hang: end its containerd-shim or restart the engine; this is tried again until it answers"
+                f"the Docker engine answers, but not in time about container {container_name(environment_id)}; tried "
+                "again until it does. If its runtime hangs, end its containerd-shim or restart the engine"
             )
             return failure(ErrorCode.DOCKER_UNAVAILABLE, message, phase=phase, generation=generation)
         return docker_failure(error, phase, generation)
@@ -228,7 +228,7 @@ class Containers:
                 return
             except APIError as error:
                 # "removal already in progress", a busy mount, a dead container: each passes, or the deadline
-                # does.
+                # does. Asked again and not watched for: a removal that fails sends no event.
                 if time.monotonic() > deadline:
                     raise
                 log.info("container %s is not removed yet: %s", container_id[:12], readable(error))

@@ -24,7 +24,7 @@ from inventory import timeline as timelines
 from inventory.timeline import Item, Place
 from models.errors import Conflict, ErrorCode, InvalidRequest, NotFound, Unavailable
 from models.identifiers import is_host_id, new_environment_id
-from models.lifecycle import Command, Event, Situation, Status, apply_command, apply_event, is_settled
+from models.lifecycle import Command, Event, Situation, Status, apply_command, apply_event
 from models.messages import (
     AwaitSettled,
     CommandSignal,
@@ -424,7 +424,7 @@ def _changed(view: EnvironmentView, spec: EnvironmentSpec) -> EnvironmentView:
 def _in(view: EnvironmentView, then: Situation) -> EnvironmentView:
     changed = {"status": then.status, "desired_running": then.desired_running, "recovery": then.recovery}
     still = view.takeover_available and then.status is Status.RUNNING
-    return view.model_copy(update=changed | {"settled": is_settled(then), "takeover_available": still})
+    return view.model_copy(update=changed | {"takeover_available": still})
 
 
 def _chosen_host(known: list[HostRow], host_id: str | None) -> HostRow:

@@ -2,16 +2,18 @@
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from cli import client, resolve
-from cli.client import Api
+from cli.client import Api, Json
 
 _WIDE = 200
 
@@ -73,6 +75,17 @@ class Session:
     def resolve(self, text: str) -> str:
         """Id of the environment the operator means."""
         return resolve.environment_id(self.api, text)
+
+    def listed(
+        self, items: list[Json], table: Callable[[list[Json]], Table], nothing: str, as_json: bool
+    ) -> None:
+        """A list as JSON or as a table; for people `nothing` where it is empty."""
+        if as_json:
+            print_json(items)
+        elif items:
+            self.out.print(table(items))
+        else:
+            self.say(nothing, style="dim")
 
     def say(self, text: str | Text, style: str = "") -> None:
         """One line for people, never wrapped and never taken for markup."""

@@ -40,15 +40,8 @@ def list_(
 ) -> None:
     """List pairings, newest request first."""
     session = of(ctx)
-    items = _pairings(session, status)
-    if as_json:
-        print_json(items)
-    elif items:
-        session.out.print(_table(items))
-    else:
-        session.say(
-            "no node has asked to be paired" if status is None else f"no pairing is {status}", style="dim"
-        )
+    nothing = "no node has asked to be paired" if status is None else f"no pairing is {status}"
+    session.listed(_pairings(session, status), _table, nothing, as_json)
 
 
 @app.command()

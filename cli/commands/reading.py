@@ -38,12 +38,8 @@ def list_(
     for page, more in session.api.environment_pages(pages, limit, **filters):
         items += page
         unseen = more
-    if as_json:
-        print_json(items)
-    elif items:
-        session.out.print(render.environments(items))
-    else:
-        session.say("no environments; make one with `desktopctl create`", style="dim")
+    nothing = "no environments; make one with `desktopctl create`"
+    session.listed(items, render.environments, nothing, as_json)
     if unseen:
         session.err.print("there are more: --all shows them", style="dim")
 
@@ -137,22 +133,11 @@ def timeline(
 def hosts(ctx: typer.Context, as_json: JsonOption = False) -> None:
     """List runtime hosts and their health."""
     session = of(ctx)
-    items = session.api.hosts()
-    if as_json:
-        print_json(items)
-    elif items:
-        session.out.print(render.hosts(items))
-    else:
-        session.say("no runtime host has registered; a host worker does that when it starts", style="dim")
+    nothing = "no runtime host has registered; a host worker does that when it starts"
+    session.listed(session.api.hosts(), render.hosts, nothing, as_json)
 
 
 def nodes(ctx: typer.Context, as_json: JsonOption = False) -> None:
     """List node peers."""
     session = of(ctx)
-    items = session.api.nodes()
-    if as_json:
-        print_json(items)
-    elif items:
-        session.out.print(render.nodes(items))
-    else:
-        session.say("no node has connected yet", style="dim")
+    session.listed(session.api.nodes(), render.nodes, "no node has connected yet", as_json)

@@ -29,15 +29,8 @@ app = typer.Typer(help="Operators' bearer tokens.", no_args_is_help=True)
 def list_(ctx: typer.Context, as_json: JsonOption = False) -> None:
     """List the tokens, ended ones too; never their texts."""
     session = of(ctx)
-    items = _tokens(session)
-    if as_json:
-        print_json(items)
-    elif items:
-        session.out.print(_table(items))
-    else:
-        session.say(
-            "no tokens but DESKTOP_ADMIN_TOKEN; make one with `desktopctl tokens create`", style="dim"
-        )
+    nothing = "no tokens but DESKTOP_ADMIN_TOKEN; make one with `desktopctl tokens create`"
+    session.listed(_tokens(session), _table, nothing, as_json)
 
 
 @app.command()
